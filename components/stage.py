@@ -1,0 +1,330 @@
+"""What every stage has in common: its arguments, its inputs and outputs, its record, and starting again.
+
+A stage is one program. It is called by hand, by `subpixel STAGE`, or by Kubeflow:
+
+    python -m components.normalize --config run.yaml --root artifacts/run
+    python -m components.normalize --executor-input '{...}'
+
+Its output is one folder below the root. `run.json` is written there last: a folder with a `run.json` whose key
+fits the present configuration, inputs and code is finished and kept; any other is continued or done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import sr_core
+from sr_core.config import Config, load_config, parse_config
+from sr_core.errors import ArtifactError, SubpixelError
+from sr_core.progress import console
+from sr_core.storage import Storage, is_remote, storage_for
+
+RECORD = "run.json"
+FOLDERS = {
+    "download": "patches",
+    "cloud_shadow_filter": "masks",
+    "normalize": "normalization",
+    "quality_gate": "samples",
+    "train_hrn": "model",
+    "evaluate": "evaluation",
+    "delineate": "delineation",
+    "package": "archive",
+    "super_resolve": "products",
+    "report": "report",
+}
+"""Stage to the folder of its output below the root."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage says of its work."""
+
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers in and out, for `run.json`: {"patches": 12, "dropped": {"cloud": 3}}."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Flat scalars, shown by Kubeflow as Metrics."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Output parameters, such as the gate's `verdict`."""
+    skipped: str | None = None
+    """Why the stage had nothing to do, or None."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets: the whole configuration, a folder for each input, and its own output folder."""
+
+    config: Config
+    inputs: Mapping[str, Path]
+    output: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, what it reads, and its work."""
+
+    name: str
+    sections: tuple[str, ...]
+    """Configuration sections that its result depends on."""
+    inputs: tuple[str, ...]
+    """Stages whose output folders it reads; a name with a trailing `?` may be missing."""
+    work: Callable[[Context], Result]
+    fingerprint: Callable[[Config], Any] | None = None
+    """What else the result depends on, outside the configuration: a source's files."""
+
+    @property
+    def folder(self) -> str:
+        return FOLDERS[self.name]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(name.rstrip("?") for name in self.inputs)
+
+
+def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
+    """Entry of a stage's program. Returns the exit status: 0, 1 after an error, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog=f"python -m components.{stage.name}", description=stage.work.__doc__)
+    parser.add_argument("--config", help="configuration: a YAML file, or the JSON text of one")
+    parser.add_argument("--root", help="where artifacts are: a folder or s3://bucket/prefix")
+    parser.add_argument("--executor-input", help="Kubeflow's ExecutorInput message (JSON); replaces the other arguments")
+    arguments = parser.parse_args(argv)
+    try:
+        message = json.loads(arguments.executor_input) if arguments.executor_input else {}
+        parameters = message.get("inputs", {}).get("parameterValues", {})
+        config_text, root = arguments.config or parameters.get("config"), arguments.root or parameters.get("root")
+        if not config_text or not root:
+            parser.error("--config and --root are needed (or --executor-input with both)")
+        config = read_config(config_text)
+        record = run(stage, config, root)
+        if message:
+            write_executor_output(stage, message, root, record)
+    except KeyboardInterrupt:
+        console.print(f"{stage.name}: stopped; run the same command again to continue", markup=False)
+        return 130
+    except SubpixelError as error:
+        console.print(f"{stage.name}: error: {error}", markup=False)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        console.print(f"{stage.name}: failed unexpectedly; finished work is kept", markup=False)
+        return 1
+    return 0
+
+
+def read_config(text: str) -> Config:
+    """A configuration from a path, or from the JSON text that the pipelines pass."""
+    if text.lstrip().startswith("{"):
+        return parse_config(json.loads(text))
+    return load_config(Path(text), os.environ)
+
+
+def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
+    """Do a stage's work below `root` unless it is already done. Returns its record (`run.json`)."""
+    store = storage_for(root)
+    with working_folder(store) as folder:
+        inputs, input_keys = gather_inputs(stage, store, folder)
+        key = stage_key(stage, config, input_keys)
+        output = folder / stage.folder
+        if is_remote(root) and store.exists(f"{stage.folder}/{RECORD}"):
+            store.download(stage.folder, output)
+        kept = read_record(output)
+        if kept is not None and kept["key"] == key:
+            console.print(f"[bold]{stage.name}[/bold]: kept {output.name}/ ({_short(kept['counts'])})")
+            return kept
+        if output.exists() and working_key(output) != key:
+            # what another configuration left behind would mix with this one's
+            shutil.rmtree(output)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RECORD).unlink(missing_ok=True)
+        (output / ".key").write_text(key)
+        console.print(f"[bold]{stage.name}[/bold]")
+        started = time.time()
+        result = stage.work(Context(config, inputs, output, key))
+        record = {
+            "stage": stage.name,
+            "key": key,
+            "inputs": input_keys,
+            "parameters": json.loads(config.model_dump_json(include=set(stage.sections))),
+            "counts": dict(result.counts),
+            "metrics": dict(result.metrics),
+            "outputs": dict(result.parameters),
+            "skipped": result.skipped,
+            "started": dt.datetime.fromtimestamp(started, dt.UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - started, 1),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        aside = output / f".{RECORD}"
+        aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        aside.replace(output / RECORD)
+        if is_remote(root):
+            store.upload(output, stage.folder, last=RECORD)
+        summary = f"skipped: {result.skipped}" if result.skipped else _short(record["counts"])
+        console.print(f"[bold]{stage.name}[/bold]: {summary} in {record['seconds']:.0f} s")
+        return record
+
+
+@contextmanager
+def working_folder(store: Storage) -> Iterator[Path]:
+    """The local folder that a stage works in: the root itself, or a temporary one beside S3."""
+    if store.local is not None:
+        store.local.mkdir(parents=True, exist_ok=True)
+        yield store.local
+        return
+    with tempfile.TemporaryDirectory(prefix="subpixel-") as folder:
+        yield Path(folder)
+
+
+def gather_inputs(stage: Stage, store: Storage, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Local folders of the inputs, and the keys of the runs that made them."""
+    inputs: dict[str, Path] = {}
+    keys: dict[str, str] = {}
+    for declared in stage.inputs:
+        name, optional = declared.rstrip("?"), declared.endswith("?")
+        path = folder / FOLDERS[name]
+        if store.local is None and store.exists(f"{FOLDERS[name]}/{RECORD}"):
+            store.download(FOLDERS[name], path)
+        record = read_record(path)
+        if record is None:
+            if optional:
+                continue
+            raise ArtifactError(f"{stage.name}: {store.uri}/{FOLDERS[name]} is missing or unfinished; run {name} first")
+        inputs[name], keys[name] = path, record["key"]
+    return inputs, keys
+
+
+def read_record(output: Path) -> dict[str, Any] | None:
+    """The record of a finished stage, or None."""
+    try:
+        record: dict[str, Any] = json.loads((output / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record
+
+
+def working_key(output: Path) -> str | None:
+    """The key under which an unfinished output was begun."""
+    try:
+        return (output / ".key").read_text()
+    except OSError:
+        return None
+
+
+def stage_key(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> str:
+    """Digest of all that a stage's result depends on: configuration, inputs, code and outside files."""
+    sections = json.loads(config.model_dump_json(include=set(stage.sections)))
+    outside = stage.fingerprint(config) if stage.fingerprint else None
+    text = json.dumps([stage.name, sections, dict(input_keys), outside, code_digest(stage.name)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def code_digest(stage: str) -> str:
+    """Digest of the sources that a stage runs: sr_core and its own folder."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for folder in (Path(sr_core.__file__).parent, here / stage):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("subpixel", "numpy", "torch", "rasterio", "eo-learn", "sentinelhub", "zarr", "great-expectations"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the checkout the program runs from, or None outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, record: Mapping[str, Any]) -> None:
+    """Tell Kubeflow where the output is and what it measures.
+
+    The artifact is passed by reference: its uri is the stage's folder below the root.
+    """
+    outputs = message.get("outputs", {})
+    artifacts: dict[str, Any] = {}
+    for name, listed in outputs.get("artifacts", {}).items():
+        artifact = dict(listed["artifacts"][0])
+        if name == "metrics":
+            artifact["metadata"] = dict(record["metrics"])
+        else:
+            artifact["uri"] = f"{root.rstrip('/')}/{stage.folder}"
+            artifact["metadata"] = {"key": record["key"], **_flat(record["counts"])}
+        artifacts[name] = {"artifacts": [{k: artifact[k] for k in ("name", "uri", "metadata", "type") if k in artifact}]}
+    values = dict(record["outputs"])
+    for name, place in outputs.get("parameters", {}).items():
+        path = Path(place["outputFile"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(values[name], encoding="utf-8")
+    target = Path(outputs["outputFile"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({"artifacts": artifacts, "parameterValues": values}), encoding="utf-8")
+
+
+@contextmanager
+def only_run(root: str) -> Iterator[None]:
+    """Hold the root for this process, so that two runs do not write into each other."""
+    if is_remote(root):
+        yield
+        return
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with (Path(root) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ArtifactError(f"{root}: another run is writing here; wait for it, or choose another --out") from None
+        yield
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}_")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in _flat(counts).items()) or "done"
+
+
+if __name__ == "__main__":
+    sys.exit("components.stage is not a stage; run one of: " + ", ".join(FOLDERS))

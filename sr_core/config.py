@@ -1,0 +1,328 @@
+"""The one typed configuration: a YAML file with a section a stage, validated before anything runs.
+
+Every key carries its unit and its allowed range. An unknown key or a value out of range raises
+`ConfigError`, which names the key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sr_core.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Box = tuple[float, float, float, float]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Area(Section):
+    """What ground to work on."""
+
+    bbox: Box | None = Field(None, description="west, south, east, north, in units of `crs`")
+    geojson: Path | None = Field(None, description="file with a polygon (EPSG:4326) instead of `bbox`")
+    crs: str = Field("EPSG:4326", description="reference system of `bbox`")
+    region: str = Field("area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics")
+    max_area_km2: float = Field(20_000.0, gt=0, description="larger areas are refused: split them into several runs")
+
+    @model_validator(mode="after")
+    def _one_outline(self) -> Area:
+        if (self.bbox is None) == (self.geojson is None):
+            raise ValueError("give exactly one of `bbox` and `geojson`")
+        if self.bbox is not None and not (self.bbox[0] < self.bbox[2] and self.bbox[1] < self.bbox[3]):
+            raise ValueError(f"bbox is west, south, east, north; found {list(self.bbox)}, which is empty or swapped")
+        return self
+
+
+class Period(Section):
+    """First and last day, both included."""
+
+    start: dt.date
+    end: dt.date
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Period:
+        if self.start > self.end:
+            raise ValueError(f"start {self.start} lies after end {self.end}: swap them")
+        return self
+
+
+class SimulatedSource(Section):
+    """The deterministic farmland: a function of seed and place."""
+
+    kind: Literal["simulated"]
+    seed: int = Field(7, ge=0, description="another seed is another landscape")
+    revisit_days: int = Field(5, ge=1, le=30, description="days between Sentinel-2 passes")
+    cloudy_share: Fraction = Field(0.35, description="share of passes with clouds over a place")
+    jitter_px: float = Field(0.3, ge=0, le=2, description="misregistration of a pass, rms, in 10 m pixels")
+    noise: float = Field(0.002, ge=0, le=0.1, description="sensor noise, standard deviation in reflectance")
+    vhr_dates: tuple[dt.date, ...] = Field((), description="days of VHR acquisitions; none: Sentinel-2 only")
+    vhr_ortho_error_m: float = Field(1.0, ge=0, le=20, description="residual orthorectification error of VHR, rms, metres")
+    vhr_cloudy_share: Fraction = Field(0.25, description="share of VHR tiles with some cloud")
+
+
+class FilesSource(Section):
+    """Folders of GeoTIFFs (one file a band, or one a date) or NetCDF series; VHR optional."""
+
+    kind: Literal["files"]
+    path: Path = Field(description="folder with the Sentinel-2 series")
+    vhr_path: Path | None = Field(None, description="folder with VHR GeoTIFFs (4 bands B,G,R,NIR), one a date")
+    region: str = Field("area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics")
+    nodata: int = Field(0, ge=0, le=65535, description="value of pixels without data")
+    max_bad_scl: Fraction = Field(1.0, description="dates with a larger share of bad SCL classes are not read")
+
+
+Source = Annotated[SimulatedSource | FilesSource, Field(discriminator="kind")]
+
+
+class Grid(Section):
+    """Overlapping square patches in UTM: cells of `cell_m`, grown by `buffer_m` on each side."""
+
+    cell_m: int = Field(2000, ge=160, le=20_000, multiple_of=40, description="side of a cell, metres")
+    buffer_m: int = Field(200, ge=0, le=2000, multiple_of=40, description="overlap into each neighbour, metres")
+    anchor: Literal["utm", "source"] = Field("utm", description="grid origin: that of the UTM zone, or the source's corner")
+
+
+class Download(Section):
+    workers: int = Field(2, ge=1, le=64, description="patches read at the same time")
+
+
+class CloudShadowFilter(Section):
+    """Masks, and which acquisitions are kept."""
+
+    vhr_blue_threshold: float = Field(100.0, gt=0, description="VHR cloud: blue radiance above this, W m-2 sr-1 um-1")
+    max_cloud_cover: Fraction = Field(0.10, description="acquisitions of a patch with more cloud are dropped")
+    min_valid: Fraction = Field(0.05, description="acquisitions of a patch with less valid ground are dropped")
+    dilate_px: int = Field(2, ge=0, le=20, description="clouds grow by this many pixels of 10 m")
+    source_masks: bool = Field(True, description="use the source's own mask (SCL, CLM) where it has one")
+
+
+class Normalize(Section):
+    lower_percentile: float = Field(1.0, ge=0, lt=50)
+    upper_percentile: float = Field(99.0, gt=50, le=100)
+    min_pixels: int = Field(1000, ge=1, description="fewer clear pixels than this make no statistics")
+
+
+class Split(Section):
+    """Training, validation and test ground: by random blocks, or by boxes."""
+
+    block_m: float = Field(2000.0, gt=0, description="side of a block of ground, metres")
+    val: Fraction = Field(0.15, description="share of blocks for validation")
+    test: Fraction = Field(0.2, description="share of blocks for test")
+    val_boxes: tuple[Box, ...] = Field((), description="explicit validation ground, xmin ymin xmax ymax in UTM metres")
+    test_boxes: tuple[Box, ...] = Field((), description="explicit test ground; with boxes all other ground is training")
+    guard_m: float = Field(80.0, ge=0, description="chips stay this far away from ground of another split, metres")
+    test_from: dt.date | None = Field(None, description="test targets begin on this day")
+
+
+class QualityGate(Section):
+    """Cutting samples, scoring and filtering them, and the verdict on the set."""
+
+    pairing: Literal["auto", "vhr", "wald"] = Field(
+        "auto", description="where the truth comes from: VHR, or Wald's protocol (degraded by 4); auto: VHR if there is any"
+    )
+    wald_mtf: float = Field(0.3, gt=0, lt=1, description="MTF at the Nyquist frequency of the degraded frames")
+    frames: int = Field(8, ge=1, le=16, description="frames a sample, latest first")
+    min_frames: int = Field(2, ge=1, le=16, description="samples with fewer clear frames are dropped")
+    max_age_days: int = Field(60, ge=1, le=400, description="frames older than this before the target are not used")
+    max_latest_age_days: int = Field(10, ge=0, le=60, description="the latest frame is at most this old for a VHR target")
+    max_frame_cloud: Fraction = Field(0.05, description="frames cloudier than this over the chip are not used")
+    chip_px: int = Field(32, ge=8, le=256, description="side of a sample in low-resolution pixels")
+    stride_px: int = Field(32, ge=1, le=256, description="step between training samples in low-resolution pixels")
+    histogram_matching: bool = Field(True, description="match VHR to the bicubic latest Sentinel-2 frame")
+    min_ssim: float = Field(0.2, ge=-1, le=1, description="VHR against bicubic Sentinel-2, per sample")
+    min_psnr: float = Field(10.0, description="VHR against bicubic Sentinel-2, dB, per sample")
+    min_samples: dict[Literal["train", "val", "test"], int] = Field(
+        default_factory=lambda: {"train": 32, "val": 4, "test": 8}, description="fewer kept samples of a split fail the gate"
+    )
+    max_dropped: Fraction = Field(0.9, description="a larger share of dropped samples fails the gate")
+    split: Split = Field(default_factory=lambda: Split())
+    seed: int = Field(42, ge=0)
+
+
+class TrainHRN(Section):
+    channels: int = Field(64, ge=8, le=512)
+    residual_blocks: int = Field(2, ge=1, le=16)
+    steps: int = Field(400, ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, le=1024, description="samples a step; lower it when memory is short")
+    crop_px: int | None = Field(None, ge=8, description="train on random crops of this side (low-resolution pixels)")
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_steps: int = Field(20, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="weight averaging; 0: none")
+    loss: Literal["l1", "mse"] = "l1"
+    registration_px: float = Field(
+        1.0, ge=0, le=8, description="search radius of the shift at the loss, high-resolution pixels; 0: none"
+    )
+    registration_step_px: float = Field(0.5, gt=0, le=2, description="step of that search")
+    remove_bias: bool = Field(False, description="remove each band's mean difference inside the loss")
+    frame_dropout: Fraction = Field(0.2, description="share of earlier frames hidden at random in training")
+    gain_augmentation: float = Field(0.05, ge=0, le=0.5, description="random radiometric gain of a sample, +-")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the network's arithmetic in training")
+    validate_every: int = Field(50, ge=1, description="steps between validations and checkpoints")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
+    seed: int = Field(0, ge=0)
+    wandb_project: str = "subpixel"
+
+
+class Evaluate(Section):
+    border_px: int = Field(4, ge=0, description="high-resolution pixels left out at each side of a sample")
+    max_shift_px: int = Field(3, ge=0, le=8, description="shift search of cPSNR, +- high-resolution pixels")
+    gallery: int = Field(6, ge=0, le=50, description="samples shown side by side in the report")
+
+
+class Delineate(Section):
+    channels: int = Field(16, ge=4, le=128)
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(4, ge=1)
+    tile_px: int = Field(128, ge=32, le=1024, multiple_of=16, description="training tile in high-resolution pixels")
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    dates: int = Field(2, ge=1, le=20, description="clear dates a patch that the network sees")
+    min_area_m2: float = Field(500.0, ge=0, description="smaller polygons are left out")
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    threads: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class Package(Section):
+    model_name: str = Field("subpixel", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]*$")
+    version: str = Field("1.0", pattern=r"^[0-9]+(\.[0-9]+)*$")
+
+
+class SuperResolve(Section):
+    bundle: Path | None = Field(None, description="model bundle to use instead of the one this run trains")
+    dates: tuple[dt.date, ...] = Field((), description="only these dates; none: every clear date")
+    max_dates: int | None = Field(None, ge=1, description="at most this many, the latest")
+    window_px: int = Field(128, ge=16, le=4096, description="side of a window in low-resolution pixels")
+    max_frame_cloud: Fraction = Field(0.10, description="a frame cloudier than this over a patch is not used")
+    max_age_days: int = Field(60, ge=1, le=400)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    threads: int | None = Field(None, ge=1)
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    area: Area | None = Field(None, description="none: all the ground that the source covers (files only)")
+    period: Period | None = Field(None, description="none: all dates of the source (files only)")
+    source: Source
+    grid: Grid = Field(default_factory=lambda: Grid())
+    download: Download = Field(default_factory=lambda: Download())
+    cloud_shadow_filter: CloudShadowFilter = Field(default_factory=lambda: CloudShadowFilter())
+    normalize: Normalize = Field(default_factory=lambda: Normalize())
+    quality_gate: QualityGate = Field(default_factory=lambda: QualityGate())
+    train_hrn: TrainHRN = Field(default_factory=lambda: TrainHRN())
+    evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
+    delineate: Delineate = Field(default_factory=lambda: Delineate())
+    package: Package = Field(default_factory=lambda: Package())
+    super_resolve: SuperResolve = Field(default_factory=lambda: SuperResolve())
+
+    @model_validator(mode="after")
+    def _source_has_ground(self) -> Config:
+        if self.source.kind == "simulated" and (self.area is None or self.period is None):
+            raise ValueError("a simulated source covers everything: `area` and `period` must be given")
+        return self
+
+
+def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """Read and validate a YAML file. Relative paths are relative to the file; `${NAME:-default}` is
+    replaced from `environment`.
+
+    Raises `ConfigError` with every problem found.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"configuration {path}: cannot be read: {error.strerror}") from error
+    text = _substitute(text, environment or {}, path)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"configuration {path}: expected sections (`name:`, `source:`, ...), found {type(raw).__name__}")
+    return _resolve_paths(parse_config(raw, str(path)), path.resolve().parent)
+
+
+def parse_config(raw: Mapping[str, Any], origin: str = "configuration") -> Config:
+    """Validate a mapping. Raises `ConfigError` naming each wrong key, what was found and what is allowed."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        raise ConfigError(f"{origin}:\n" + "\n".join(f"  - {problem}" for problem in problems)) from None
+
+
+def _substitute(text: str, environment: Mapping[str, str], path: Path) -> str:
+    def value(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        found = environment.get(name) or default
+        if found is None:
+            raise ConfigError(f"configuration {path}: environment variable {name} is not set and has no default")
+        return found
+
+    return re.sub(r"\$\{(?P<name>[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}", value, text)
+
+
+def _resolve_paths(config: Config, folder: Path) -> Config:
+    def absolute(section: Section) -> Section:
+        changes: dict[str, Any] = {}
+        for key in type(section).model_fields:
+            value = getattr(section, key)
+            if isinstance(value, Path) and not value.is_absolute():
+                changes[key] = (folder / value).resolve()
+            elif isinstance(value, Section):
+                changes[key] = absolute(value)
+        return section.model_copy(update=changes)
+
+    resolved = absolute(config)
+    assert isinstance(resolved, Config)
+    return resolved
+
+
+def _explain(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    # pydantic puts the discriminator's value into the location of a union's member
+    if len(location) > 1 and location[0] == "source":
+        location = [location[0], *location[2:]]
+    key = ".".join(location) or "(top level)"
+    found = item.get("input")
+    if item["type"] == "extra_forbidden":
+        return f"`{key}`: unknown key; allowed here: {', '.join(_siblings(item['loc']))}"
+    if item["type"] == "missing":
+        return f"`{key}`: missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if isinstance(found, dict):
+        return f"`{key}`: {message}"
+    return f"`{key}`: found {found!r}; {message}"
+
+
+def _siblings(location: tuple[Any, ...]) -> list[str]:
+    members: dict[str, type[Section]] = {"simulated": SimulatedSource, "files": FilesSource}
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        if part in members:
+            section = members[part]
+            continue
+        field = section.model_fields.get(str(part))
+        for candidate in _section_types(field.annotation if field else None):
+            section = candidate
+    return sorted(section.model_fields)
+
+
+def _section_types(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _section_types(part)][:1]
