@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 
 S2_GSD = 10.0
 VHR_GSD = S2_GSD / SCALE
-PARTS = ("s2", "vhr", "reference", "truth")
+PARTS = ("s2", "vhr", "reference", "truth", "truth_vhr")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""Where pixels come from, one module a source, each behind the interface `Source`."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sr_core.config import Config
+from sr_core.patches import EOPatch, Patch
+
+Dates = tuple[dt.date, dt.date]
+"""First and last day, both included."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Ground that a source covers: bounds (xmin, ymin, xmax, ymax) in metres of UTM zone `epsg`."""
+
+    name: str
+    epsg: int
+    bounds: tuple[float, float, float, float]
+
+
+class Source(Protocol):
+    """Reads EOPatches as docs/architecture.md describes them. All errors are `SourceError` or `DataError`."""
+
+    def regions(self) -> list[Region]:
+        """The ground the source covers; empty where it covers everything."""
+
+    def s2(self, patch: Patch, period: Dates | None) -> EOPatch:
+        """Sentinel-2 at 10 m: `DATA["BANDS"]`, `MASK["VALID"]`, and `MASK["CLM"]` where the source has a mask."""
+
+    def vhr(self, patch: Patch, period: Dates | None) -> EOPatch | None:
+        """VHR at 2.5 m, or None where the source has none for this patch."""
+
+    def reference(self, patch: Patch) -> EOPatch | None:
+        """Reference parcels, or None."""
+
+    def truth(self, patch: Patch, period: Dates | None) -> dict[str, EOPatch]:
+        """What only a simulation knows: parts `truth` and `truth_vhr`; empty for real data."""
+
+    def fingerprint(self) -> Any:
+        """JSON-ready value that changes when the source's own files do; None for a pure function."""
+
+
+def open_source(config: Config) -> Source:
+    """The source that the configuration names."""
+    if config.source.kind == "simulated":
+        from sr_core.sources.simulated import SimulatedFarmland
+
+        return SimulatedFarmland(config.source)
+    from sr_core.sources.files import FileSeries
+
+    return FileSeries(config.source)
