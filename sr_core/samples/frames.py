@@ -22,11 +22,11 @@ def choose_frames(
 ) -> list[int]:
     """Indices into `timestamps` of the frames that show the ground as it was at `target`, latest first.
 
-    A frame qualifies when it was taken at `target` or before, at most `max_age_days` calendar days earlier, and at
-    most the share `max_cloud` of its ground is not clear (`clear_fraction`, shape (T,), in [0, 1], counts cloud and
-    nodata alike). Of those the latest `frames` are taken. `timestamps` (naive UTC) may come in any order; of two
-    frames with one timestamp the later index counts as later. Returns an empty list when none qualifies; fewer
-    than `frames` are for the caller to pad and flag.
+    A frame qualifies when it was taken at `target` or before, at most `max_age_days` calendar days
+    earlier, and at most the share `max_cloud` of its ground is not clear (`clear_fraction`, shape (T,), in
+    [0, 1], counts cloud and nodata alike). Of those the latest `frames` are taken. `timestamps` (naive UTC)
+    may come in any order; of two frames with one timestamp the later index counts as later. Returns an
+    empty list when none qualifies; fewer than `frames` are for the caller to pad and flag.
     """
     clear = np.asarray(clear_fraction, np.float64)
     if clear.shape != (len(timestamps),):
