@@ -1,0 +1,98 @@
+"""README.md of each stage, from its program's docstring, its interface and its configuration section.
+
+`python -m components.documentation` writes them; a test holds that they are up to date.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from components.stage import FOLDERS, Stage
+from sr_core.config import Config, Section
+
+HERE = Path(__file__).parent
+
+
+def readme(name: str) -> str:
+    """The README of one stage."""
+    program = importlib.import_module(f"components.{name}.main")
+    stage: Stage = program.STAGE
+    interface = getattr(importlib.import_module(f"components.{name}.component"), name)
+    lines = [f"# {name}", "", inspect.cleandoc(program.__doc__ or ""), ""]
+    lines += ["## Interface", "", "| | name | type | |", "|---|---|---|---|"]
+    spec = interface.component_spec
+    for key, value in (spec.inputs or {}).items():
+        lines.append(f"| input | `{key}` | {_type(value.type)} | {_cell(value.description)} |")
+    described = _described_arguments(interface.description_or_doc if hasattr(interface, "description_or_doc") else "")
+    for key, value in (spec.outputs or {}).items():
+        lines.append(f"| output | `{key}` | {_type(value.type)} | {_cell(value.description or described.get(key))} |")
+    lines += ["", f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{FOLDERS[name]}/`."]
+    sections = [section for section in stage.sections if _section_class(section) is not None]
+    for section in sections:
+        lines += ["", f"## Configuration: `{section}`", "", "| key | default | allowed | |", "|---|---|---|---|"]
+        lines += _rows(_section_class(section))
+    lines += [
+        "",
+        "## By hand",
+        "",
+        "```",
+        f"subpixel {name.replace('_', '-')} examples/demo.yaml --root artifacts/demo",
+        f"python -m components.{name} --config examples/demo.yaml --root artifacts/demo",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _section_class(section: str) -> type[Section] | None:
+    annotation = Config.model_fields[section].annotation
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((found for found in candidates if isinstance(found, type) and issubclass(found, Section)), None)
+
+
+def _rows(section: type[Section] | None, prefix: str = "") -> list[str]:
+    rows: list[str] = []
+    for key, field in section.model_fields.items() if section else ():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += _rows(field.annotation, f"{prefix}{key}.")
+            continue
+        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+        rows.append(f"| `{prefix}{key}` | {default} | {_allowed(field)} | {_cell(field.description)} |")
+    return rows
+
+
+def _allowed(field: FieldInfo) -> str:
+    limits = []
+    for limit in field.metadata:
+        for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            if getattr(limit, attribute, None) is not None:
+                limits.append(f"{sign} {getattr(limit, attribute)}")
+    kind = re.sub(r"[\w.]*\.(\w+)", r"\1", str(field.annotation)).replace("<class '", "").replace("'>", "")
+    return _cell(", ".join([f"`{kind}`", *limits]))
+
+
+def _cell(text: Any) -> str:
+    return str(text or "").replace("|", "\\|").replace("\n", " ")
+
+
+def _type(kind: str) -> str:
+    return kind.split("@")[0].removeprefix("system.")
+
+
+def _described_arguments(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^\s+(\w+): (.+)$", text, re.MULTILINE))
+
+
+def main() -> None:
+    for name in FOLDERS:
+        (HERE / name / "README.md").write_text(readme(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Running the compiled graphs on this machine, through kfp's own local runner.
+
+kfp 2.17's SubprocessRunner refuses container components, and its `dsl.If` cannot find the named output of a task:
+it reads False and reports success. Both are mended here and nowhere else; `tests/unit/test_local_runner.py` holds
+that both branches of a condition are taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kfp
+from kfp import local
+from kfp.local import io as kfp_io
+from kfp.local import status, subprocess_task_handler
+
+from sr_core.errors import SubpixelError
+from sr_core.storage import is_remote
+
+SUPPORTED_KFP = "2.17."
+PR_SET_PDEATHSIG = 1
+INTERRUPTED = 130
+
+
+class StageFailed(SubpixelError):
+    """A stage of a local run ended with an error, which it has already explained."""
+
+    def __init__(self, stage: str, exit_status: int) -> None:
+        super().__init__(f"stage {stage} ended with exit status {exit_status}")
+        self.stage = stage
+        self.exit_status = exit_status
+
+
+class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
+    """Runs a container component's command as a process of this Python, on this terminal."""
+
+    failures: list[StageFailed] = []  # noqa: RUF012 - shared on purpose: kfp makes an instance a task
+
+    def validate_image(self, image: str) -> None:
+        """Any image will do: the process runs in this environment."""
+
+    def validate_not_container_component(self, full_command: list[str]) -> None:
+        """Container components are what this runner is for."""
+
+    def run(self) -> status.Status:
+        interpreter = {"python": sys.executable, "python3": sys.executable}
+        command = [interpreter.get(part, part) for part in self.full_command]
+        process = subprocess.Popen(command, env={**os.environ, **self.env_vars}, preexec_fn=_die_with_parent)
+        try:
+            exit_status = process.wait()
+        except KeyboardInterrupt:
+            # the terminal has sent Ctrl-C to the stage as well: let it finish its sentence
+            exit_status = process.wait()
+        if exit_status == 0:
+            return status.Status.SUCCESS
+        self.failures.append(StageFailed(_module(command), exit_status))
+        return status.Status.FAILURE
+
+
+def run_locally(pipeline: Callable[..., Any], config_json: str, root: str) -> None:
+    """Run a graph with every stage as a process below `root`.
+
+    Raises `StageFailed` when a stage ends with an error and `KeyboardInterrupt` when it was interrupted.
+    """
+    StageProcess.failures.clear()
+    with _adapted_kfp(), _kfp_folder(root) as folder, contextlib.redirect_stdout(io.StringIO()):
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=False)
+        logging.disable(logging.WARNING)
+        try:
+            pipeline(config=config_json, root=root)
+        finally:
+            logging.disable(logging.NOTSET)
+    if StageProcess.failures:
+        failure = StageProcess.failures[0]
+        if failure.exit_status in (INTERRUPTED, -signal.SIGINT):
+            raise KeyboardInterrupt
+        raise failure
+
+
+@contextlib.contextmanager
+def _adapted_kfp() -> Iterator[None]:
+    if not kfp.__version__.startswith(SUPPORTED_KFP):
+        raise SubpixelError(f"kfp {kfp.__version__}: the local runner is adapted to {SUPPORTED_KFP}x; install that version")
+    handler = subprocess_task_handler.SubprocessTaskHandler
+    lookup = kfp_io.IOStore.get_parent_input
+    subprocess_task_handler.SubprocessTaskHandler = StageProcess
+    kfp_io.IOStore.get_parent_input = _parent_input_or_task_output(lookup)
+    try:
+        yield
+    finally:
+        subprocess_task_handler.SubprocessTaskHandler = handler
+        kfp_io.IOStore.get_parent_input = lookup
+
+
+def _parent_input_or_task_output(lookup: Callable[[kfp_io.IOStore, str], Any]) -> Callable[[kfp_io.IOStore, str], Any]:
+    """kfp names the channel of a task's named output `<task>-<output>`: where no input has that name, split it."""
+
+    def get_parent_input(store: kfp_io.IOStore, key: str) -> Any:
+        try:
+            return lookup(store, key)
+        except ValueError:
+            name = key.removeprefix("pipelinechannel--")
+            scope: kfp_io.IOStore | None = store
+            while scope is not None:
+                for task, outputs in scope._task_output_data.items():
+                    output = name.removeprefix(f"{task}-")
+                    if output != name and output in outputs:
+                        return outputs[output]
+                scope = scope._parent
+            raise
+
+    return get_parent_input
+
+
+@contextlib.contextmanager
+def _kfp_folder(root: str) -> Iterator[Path]:
+    """Where kfp keeps its messages between tasks; the artifacts themselves are below the root."""
+    with tempfile.TemporaryDirectory(prefix="subpixel-kfp-", dir=None if is_remote(root) else root) as folder:
+        yield Path(folder)
+
+
+def _die_with_parent() -> None:
+    """A stage ends when the run that started it is killed, so that two never write at once."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _module(command: list[str]) -> str:
+    return next((part.removeprefix("components.") for part in command if re.match(r"components\.", part)), command[0])

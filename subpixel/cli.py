@@ -1,0 +1,164 @@
+"""`subpixel`: one program for runs, single stages and the compiled graphs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from components.stage import FOLDERS, main, only_run
+from sr_core.config import Config, load_config
+from sr_core.errors import SubpixelError
+from sr_core.progress import console
+from sr_core.storage import is_remote
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Multi-temporal super-resolution of Sentinel-2: 10 m frames to 2.5 m images, measured against strong baselines.",
+)
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, a section a stage; see examples/.")]
+Out = Annotated[
+    str | None, typer.Option("--out", help="Where artifacts go: a folder or s3://bucket/prefix.  [default: artifacts/NAME]")
+]
+
+
+@app.command()
+def demo(out: Out = None) -> None:
+    """Run the whole chain on simulated farmland: no account, no download, about ten minutes on two cores."""
+    config = EXAMPLES / "demo.yaml"
+    if not config.is_file():
+        raise SubpixelError(f"{config}: missing; `subpixel demo` runs from a checkout of the project")
+    run(config, out)
+
+
+@app.command()
+def run(config: ConfigFile, out: Out = None) -> None:
+    """Run the training graph, then the inference graph, every stage as a process of this machine.
+
+    What an earlier run has finished is kept; after Ctrl-C the same command continues.
+    """
+    from pipelines.inference import inference_pipeline
+    from pipelines.local import StageFailed, run_locally
+    from pipelines.training import training_pipeline
+
+    loaded = load_config(config, os.environ)
+    root = out or f"artifacts/{loaded.name}"
+    if not is_remote(root):
+        root = str(Path(root).resolve())
+    with only_run(root):
+        try:
+            run_locally(training_pipeline, loaded.model_dump_json(), root)
+            if not is_remote(root):
+                _stop_at_failed_gate(Path(root))
+            run_locally(inference_pipeline, loaded.model_dump_json(), root)
+        except StageFailed as failure:
+            console.print(f"[red]stopped[/red]: {failure}; finished stages are kept below {root}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            console.print("[yellow]stopped[/yellow]: run the same command again to continue")
+            raise typer.Exit(130) from None
+    if not is_remote(root):
+        _show_result(loaded, Path(root))
+
+
+def _stop_at_failed_gate(root: Path) -> None:
+    """A failed gate has ended the training graph without a model; say why, and end the run."""
+    gate = json.loads((root / FOLDERS["quality_gate"] / "gate.json").read_text(encoding="utf-8"))
+    if gate["verdict"] == "pass":
+        return
+    console.print("[red]the quality gate failed[/red]: the samples are not fit for training", markup=True)
+    for expectation in gate["expectations"]:
+        if not expectation["success"]:
+            console.print(
+                f"  - {expectation['name']}: expected {expectation['expected']}, found {expectation['found']}", markup=False
+            )
+    console.print(f"see {root / FOLDERS['quality_gate'] / 'gate.html'} and {root / 'report.html'}", markup=False)
+    raise typer.Exit(1)
+
+
+def _show_result(config: Config, root: Path) -> None:
+    metrics: dict[str, Any] = json.loads((root / "metrics.json").read_text(encoding="utf-8"))
+    test = metrics.get("evaluation", {}).get("test")
+    if test:
+        table = Table(title=f"{config.name}: {test['n_samples']} held-out test samples", title_justify="left")
+        for column in ("metric", "bicubic", "temporal mean", "super-resolved"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for metric, label, digits in (
+            ("psnr", "PSNR, dB", 2),
+            ("cpsnr", "cPSNR, dB", 2),
+            ("ssim", "SSIM", 4),
+            ("mae", "MAE, reflectance", 5),
+        ):
+            values = (f"{test[metric][arm]:.{digits}f}" for arm in ("bicubic", "temporal_mean", "sr"))
+            table.add_row(label, *values)
+        console.print(table)
+        console.print(f"better than bicubic on {test['win_rate_vs_bicubic']:.0%} of the samples")
+    console.print(f"report:   {root / 'report.html'}\nmetrics:  {root / 'metrics.json'}\nproducts: {root / 'products'}")
+
+
+@app.command("compile")
+def compile_graphs(
+    folder: Annotated[Path, typer.Argument(help="Folder that the two YAML files are written to.")] = Path("build"),
+) -> None:
+    """Compile the training and inference graphs to Kubeflow's IR YAML."""
+    from kfp.compiler import Compiler
+
+    from pipelines.inference import inference_pipeline
+    from pipelines.training import training_pipeline
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, graph in (("training", training_pipeline), ("inference", inference_pipeline)):
+        target = folder / f"{name}.yaml"
+        Compiler().compile(graph, str(target))
+        console.print(f"{target}", markup=False)
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(
+        config: ConfigFile,
+        root: Annotated[str, typer.Option("--root", help="Where artifacts are: a folder or s3://bucket/prefix.")],
+    ) -> None:
+        stage = importlib.import_module(f"components.{name}.main").STAGE
+        raise typer.Exit(main(stage, ["--config", str(config), "--root", root]))
+
+    return command
+
+
+STAGE_HELP = {
+    "download": "Read patches of the area for the period from the source.",
+    "cloud_shadow_filter": "Mask clouds and shadows; decide which acquisitions are kept.",
+    "normalize": "Cloud-free statistics by region and VHR tile.",
+    "quality_gate": "Cut, score and filter samples; validate the set.",
+    "train_hrn": "Train HighRes-Net.",
+    "evaluate": "Compare the model with bicubic and the temporal mean on test samples.",
+    "delineate": "Field delineation on bicubic and on super-resolved images.",
+    "package": "Build the TorchServe archive.",
+    "super_resolve": "Super-resolve every clear date into cloud-optimised GeoTIFFs.",
+    "report": "Write report.html and metrics.json of what has been reached.",
+}
+for stage_name, stage_help in STAGE_HELP.items():
+    app.command(stage_name.replace("_", "-"), help=f"Stage: {stage_help}")(_stage_command(stage_name))
+
+
+def main_program() -> None:
+    """Entry point: errors of ours are one line, not a traceback."""
+    try:
+        app()
+    except SubpixelError as error:
+        console.print(f"error: {error}", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main_program()
