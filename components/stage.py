@@ -5,8 +5,9 @@ A stage is one program. It is called by hand, by `subpixel STAGE`, or by Kubeflo
     python -m components.normalize --config run.yaml --root artifacts/run
     python -m components.normalize --executor-input '{...}'
 
-Its output is one folder below the root. `run.json` is written there last: a folder with a `run.json` whose key
-fits the present configuration, inputs and code is finished and kept; any other is continued or done again.
+Its output is one folder below the root. `run.json` is written there last: a folder with a `run.json` whose
+key fits the present configuration, inputs and code is finished and kept; any other is continued or done
+again.
 """
 
 from __future__ import annotations
@@ -102,15 +103,20 @@ class Stage:
 
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """Entry of a stage's program. Returns the exit status: 0, 1 after an error, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog=f"python -m components.{stage.name}", description=stage.work.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m components.{stage.name}", description=stage.work.__doc__
+    )
     parser.add_argument("--config", help="configuration: a YAML file, or the JSON text of one")
     parser.add_argument("--root", help="where artifacts are: a folder or s3://bucket/prefix")
-    parser.add_argument("--executor-input", help="Kubeflow's ExecutorInput message (JSON); replaces the other arguments")
+    parser.add_argument(
+        "--executor-input", help="Kubeflow's ExecutorInput message (JSON); replaces the other arguments"
+    )
     arguments = parser.parse_args(argv)
     try:
         message = json.loads(arguments.executor_input) if arguments.executor_input else {}
         parameters = message.get("inputs", {}).get("parameterValues", {})
-        config_text, root = arguments.config or parameters.get("config"), arguments.root or parameters.get("root")
+        config_text = arguments.config or parameters.get("config")
+        root = arguments.root or parameters.get("root")
         if not config_text or not root:
             parser.error("--config and --root are needed (or --executor-input with both)")
         config = read_config(config_text)
@@ -140,16 +146,15 @@ def read_config(text: str) -> Config:
 def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
     """Do a stage's work below `root` unless it is already done. Returns its record (`run.json`)."""
     store = storage_for(root)
+    input_keys = gather_input_keys(stage, store)
+    key = stage_key(stage, config, input_keys)
+    kept = read_record(store, stage.folder)
+    if kept is not None and kept["key"] == key:
+        console.print(f"[bold]{stage.name}[/bold]: kept {stage.folder}/ ({_short(kept['counts'])})")
+        return kept
     with working_folder(store) as folder:
-        inputs, input_keys = gather_inputs(stage, store, folder)
-        key = stage_key(stage, config, input_keys)
+        inputs = {name: fetch(store, FOLDERS[name], folder) for name in input_keys}
         output = folder / stage.folder
-        if is_remote(root) and store.exists(f"{stage.folder}/{RECORD}"):
-            store.download(stage.folder, output)
-        kept = read_record(output)
-        if kept is not None and kept["key"] == key:
-            console.print(f"[bold]{stage.name}[/bold]: kept {output.name}/ ({_short(kept['counts'])})")
-            return kept
         if output.exists() and working_key(output) != key:
             # what another configuration left behind would mix with this one's
             shutil.rmtree(output)
@@ -194,29 +199,34 @@ def working_folder(store: Storage) -> Iterator[Path]:
         yield Path(folder)
 
 
-def gather_inputs(stage: Stage, store: Storage, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Local folders of the inputs, and the keys of the runs that made them."""
-    inputs: dict[str, Path] = {}
+def gather_input_keys(stage: Stage, store: Storage) -> dict[str, str]:
+    """Keys of the runs that made the inputs. Raises `ArtifactError` where one is missing or unfinished."""
     keys: dict[str, str] = {}
     for declared in stage.inputs:
         name, optional = declared.rstrip("?"), declared.endswith("?")
-        path = folder / FOLDERS[name]
-        if store.local is None and store.exists(f"{FOLDERS[name]}/{RECORD}"):
-            store.download(FOLDERS[name], path)
-        record = read_record(path)
-        if record is None:
-            if optional:
-                continue
-            raise ArtifactError(f"{stage.name}: {store.uri}/{FOLDERS[name]} is missing or unfinished; run {name} first")
-        inputs[name], keys[name] = path, record["key"]
-    return inputs, keys
+        record = read_record(store, FOLDERS[name])
+        if record is not None:
+            keys[name] = record["key"]
+        elif not optional:
+            raise ArtifactError(
+                f"{stage.name}: {store.uri}/{FOLDERS[name]} is missing or unfinished; run {name} first"
+            )
+    return keys
 
 
-def read_record(output: Path) -> dict[str, Any] | None:
-    """The record of a finished stage, or None."""
+def fetch(store: Storage, name: str, folder: Path) -> Path:
+    """The local folder of an input, copied from S3 where the root is there."""
+    if store.local is None:
+        store.download(name, folder / name)
+    return folder / name
+
+
+def read_record(store: Storage, name: str) -> dict[str, Any] | None:
+    """The record of the finished stage whose output is the folder `name`, or None."""
+    text = store.read(f"{name}/{RECORD}")
     try:
-        record: dict[str, Any] = json.loads((output / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record: dict[str, Any] | None = None if text is None else json.loads(text)
+    except ValueError:
         return None
     return record
 
@@ -233,7 +243,9 @@ def stage_key(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> st
     """Digest of all that a stage's result depends on: configuration, inputs, code and outside files."""
     sections = json.loads(config.model_dump_json(include=set(stage.sections)))
     outside = stage.fingerprint(config) if stage.fingerprint else None
-    text = json.dumps([stage.name, sections, dict(input_keys), outside, code_digest(stage.name)], sort_keys=True)
+    text = json.dumps(
+        [stage.name, sections, dict(input_keys), outside, code_digest(stage.name)], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -252,7 +264,16 @@ def code_digest(stage: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version()}
-    for name in ("subpixel", "numpy", "torch", "rasterio", "eo-learn", "sentinelhub", "zarr", "great-expectations"):
+    for name in (
+        "subpixel",
+        "numpy",
+        "torch",
+        "rasterio",
+        "eo-learn",
+        "sentinelhub",
+        "zarr",
+        "great-expectations",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -265,14 +286,19 @@ def git_commit() -> str | None:
     """Commit of the checkout the program runs from, or None outside one."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
 
 
-def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, record: Mapping[str, Any]) -> None:
+def write_executor_output(
+    stage: Stage, message: Mapping[str, Any], root: str, record: Mapping[str, Any]
+) -> None:
     """Tell Kubeflow where the output is and what it measures.
 
     The artifact is passed by reference: its uri is the stage's folder below the root.
@@ -286,7 +312,9 @@ def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, r
         else:
             artifact["uri"] = f"{root.rstrip('/')}/{stage.folder}"
             artifact["metadata"] = {"key": record["key"], **_flat(record["counts"])}
-        artifacts[name] = {"artifacts": [{k: artifact[k] for k in ("name", "uri", "metadata", "type") if k in artifact}]}
+        artifacts[name] = {
+            "artifacts": [{k: artifact[k] for k in ("name", "uri", "metadata", "type") if k in artifact}]
+        }
     values = dict(record["outputs"])
     for name, place in outputs.get("parameters", {}).items():
         path = Path(place["outputFile"])
@@ -308,7 +336,9 @@ def only_run(root: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ArtifactError(f"{root}: another run is writing here; wait for it, or choose another --out") from None
+            raise ArtifactError(
+                f"{root}: another run is writing here; wait for it, or choose another --out"
+            ) from None
         yield
 
 

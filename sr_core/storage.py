@@ -1,9 +1,10 @@
 """One way to artifacts: a local folder or an S3 prefix.
 
-Work happens in local files; S3 holds whole folders of them. An upload sends the objects first and the one that
-names them last, so that nobody finds half an artifact; every object carries a checksum that S3 verifies, and a
-download compares sizes. Endpoint, region and credentials are boto3's own settings (`AWS_ENDPOINT_URL`,
-`AWS_REGION`, `AWS_ACCESS_KEY_ID`, instance roles, ...).
+Work happens in local files; S3 holds whole folders of them. An upload takes away the object that names the
+others (`run.json`), sends them, deletes what an earlier upload left behind, and sends that object last, so
+that nobody finds half an artifact or a mixture of two; every object carries a checksum that S3 verifies,
+and a download compares sizes and renames. Endpoint, region and credentials are boto3's own settings
+(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, instance roles, ...).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,17 +40,21 @@ class Storage(Protocol):
     uri: str
     local: Path | None
 
-    def exists(self, name: str) -> bool:
-        """Whether the object `name` is there."""
+    def read(self, name: str) -> bytes | None:
+        """The content of the object `name`, or None where it is not there."""
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Names of all objects below `prefix`, in order."""
 
     def download(self, prefix: str, folder: Path) -> None:
-        """Copy all objects below `prefix` into `folder`; files of the right size are kept."""
+        """Copy all objects below `prefix` into `folder`; those copied before and unchanged since are kept."""
 
     def upload(self, folder: Path, prefix: str, last: str | None = None) -> None:
-        """Copy all files of `folder` to `prefix`, the file `last` after all others."""
+        """Copy all files of `folder` to `prefix`.
+
+        With `last`, `prefix` is one artifact that the file `last` completes: that file is removed first and
+        written after all others, and objects below `prefix` that `folder` does not have are deleted.
+        """
 
 
 class LocalStorage:
@@ -59,8 +65,13 @@ class LocalStorage:
         self.root = root
         self.uri = str(root)
 
-    def exists(self, name: str) -> bool:
-        return (self.root / name).is_file()
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"{self.root / name}: cannot be read: {error.strerror}") from error
 
     def names(self, prefix: str = "") -> Iterator[str]:
         for path in sorted((self.root / prefix).rglob("*")):
@@ -72,7 +83,13 @@ class LocalStorage:
             _copy(self.root / name, folder / Path(name).relative_to(prefix))
 
     def upload(self, folder: Path, prefix: str, last: str | None = None) -> None:
-        for path in files_in_order(folder, last):
+        files = files_in_order(folder, last)
+        if last is not None:
+            (self.root / prefix / last).unlink(missing_ok=True)
+            kept = {f"{prefix}/{path.relative_to(folder).as_posix()}" for path in files}
+            for name in [name for name in self.names(prefix) if name not in kept]:
+                (self.root / name).unlink()
+        for path in files:
             _copy(path, self.root / prefix / path.relative_to(folder))
 
 
@@ -89,17 +106,15 @@ class S3Storage:
         self.prefix = prefix.strip("/")
         self.client = client or _s3_client()
 
-    def exists(self, name: str) -> bool:
-        from botocore.exceptions import ClientError
-
-        with _explained(self.uri):
+    def read(self, name: str) -> bytes | None:
+        with _explained(f"{self.uri}/{name}"):
             try:
-                self.client.head_object(Bucket=self.bucket, Key=self._key(name))
-            except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                    return False
-                raise
-        return True
+                content: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(name))[
+                    "Body"
+                ].read()
+            except self.client.exceptions.NoSuchKey:
+                return None
+        return content
 
     def names(self, prefix: str = "") -> Iterator[str]:
         for item in self._objects(prefix):
@@ -107,23 +122,55 @@ class S3Storage:
 
     def download(self, prefix: str, folder: Path) -> None:
         for item in self._objects(prefix):
-            target = folder / Path(self._name(item["Key"])).relative_to(prefix)
-            if target.is_file() and target.stat().st_size == item["Size"]:
+            relative = Path(self._name(item["Key"])).relative_to(prefix)
+            if item["Key"].endswith("/"):
+                continue  # a "folder" that a console made
+            if ".." in relative.parts:
+                raise StorageError(
+                    f"s3://{self.bucket}/{item['Key']}: refused, its name leads out of the folder"
+                )
+            target, modified = folder / relative, item["LastModified"].timestamp()
+            if target.is_file() and (target.stat().st_size, target.stat().st_mtime) == (
+                item["Size"],
+                modified,
+            ):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + PARTIAL)
-            with _explained(f"{self.uri}/{prefix}"):
+            partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+            with _explained(f"s3://{self.bucket}/{item['Key']}"):
                 self.client.download_file(self.bucket, item["Key"], str(partial))
             found = partial.stat().st_size
             if found != item["Size"]:
-                raise StorageError(f"s3://{self.bucket}/{item['Key']}: expected {item['Size']} bytes, got {found}")
+                partial.unlink()
+                raise StorageError(
+                    f"s3://{self.bucket}/{item['Key']}: expected {item['Size']} bytes, got {found}"
+                )
+            os.utime(partial, (modified, modified))
             partial.replace(target)
 
     def upload(self, folder: Path, prefix: str, last: str | None = None) -> None:
-        for path in files_in_order(folder, last):
-            key = self._key(f"{prefix}/{path.relative_to(folder).as_posix()}")
-            with _explained(f"s3://{self.bucket}/{key}"):
-                self.client.upload_file(str(path), self.bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
+        keys = {
+            self._key(f"{prefix}/{path.relative_to(folder).as_posix()}"): path
+            for path in files_in_order(folder, last)
+        }
+        final = None if last is None else self._key(f"{prefix}/{last}")
+        if final is not None:
+            self._delete(final)
+        for key in [key for key in keys if key != final]:
+            self._send(keys[key], key)
+        if final is not None:
+            for item in list(self._objects(prefix)):
+                if item["Key"] not in keys:
+                    self._delete(item["Key"])
+            self._send(keys[final], final)
+
+    def _send(self, path: Path, key: str) -> None:
+        with _explained(f"s3://{self.bucket}/{key}"):
+            self.client.upload_file(str(path), self.bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
+
+    def _delete(self, key: str) -> None:
+        with _explained(f"s3://{self.bucket}/{key}"):
+            self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def _objects(self, prefix: str) -> Iterator[dict[str, Any]]:
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -162,33 +209,37 @@ def _s3_client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"max_attempts": 6, "mode": "standard"}))
+    # a session of its own: boto3's default one keeps the first credentials it finds
+    return boto3.Session().client("s3", config=Config(retries={"max_attempts": 6, "mode": "standard"}))
 
 
-class _explained:
+HINTS = {
+    "NoSuchBucket": "the bucket does not exist: create it or correct its name",
+    "AccessDenied": "the credentials may not do this: check the bucket's policy",
+    "InvalidAccessKeyId": "the access key is unknown: check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret key is wrong: check AWS_SECRET_ACCESS_KEY",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
+}
+"""What to do about S3's error codes."""
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
     """Turns boto3's errors into `StorageError`s that say where and what to do."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, ClientError):
-            code = error.response.get("Error", {}).get("Code", "unknown")
-            hints = {
-                "NoSuchBucket": "the bucket does not exist: create it or correct its name",
-                "AccessDenied": "the credentials may not do this: check the bucket's policy",
-                "403": "the credentials may not do this: check the bucket's policy",
-                "InvalidAccessKeyId": "the access key is unknown: check AWS_ACCESS_KEY_ID",
-                "SignatureDoesNotMatch": "the secret key is wrong: check AWS_SECRET_ACCESS_KEY",
-                "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
-                "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
-            }
-            raise StorageError(f"{self.uri}: S3 answered {code}: {hints.get(code, error)}") from error
-        if isinstance(error, BotoCoreError | Boto3Error):
-            raise StorageError(f"{self.uri}: {error}") from error
+    try:
+        yield
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        # a managed upload wraps S3's answer into its own error
+        answer = error if isinstance(error, ClientError) else error.__context__
+        if isinstance(answer, ClientError):
+            code = answer.response.get("Error", {}).get("Code", "unknown")
+            raise StorageError(f"{uri}: S3 answered {code}: {HINTS.get(code, answer)}") from error
+        if isinstance(error, NoCredentialsError):
+            raise StorageError(
+                f"{uri}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
+            ) from error
+        raise StorageError(f"{uri}: {error}") from error
