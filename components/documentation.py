@@ -32,10 +32,19 @@ def readme(name: str) -> str:
     described = _described_arguments(interface.description_or_doc if hasattr(interface, "description_or_doc") else "")
     for key, value in (spec.outputs or {}).items():
         lines.append(f"| output | `{key}` | {_type(value.type)} | {_cell(value.description or described.get(key))} |")
-    lines += ["", f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{FOLDERS[name]}/`."]
+    lines += [
+        "",
+        f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{FOLDERS[name]}/`.",
+    ]
     sections = [section for section in stage.sections if _section_class(section) is not None]
     for section in sections:
-        lines += ["", f"## Configuration: `{section}`", "", "| key | default | allowed | |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## Configuration: `{section}`",
+            "",
+            "| key | default | allowed | |",
+            "|---|---|---|---|",
+        ]
         lines += _rows(_section_class(section))
     lines += [
         "",

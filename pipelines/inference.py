@@ -1,6 +1,6 @@
 """The inference graph: every clear date of an area becomes a product.
 
-    download -> cloud_shadow_filter -> super_resolve
+download -> cloud_shadow_filter -> super_resolve
 """
 
 from kfp import dsl

@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1
 INTERRUPTED = 130
 
 
-class StageFailed(SubpixelError):
+class StageFailedError(SubpixelError):
     """A stage of a local run ended with an error, which it has already explained."""
 
     def __init__(self, stage: str, exit_status: int) -> None:
@@ -46,7 +46,7 @@ class StageFailed(SubpixelError):
 class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
     """Runs a container component's command as a process of this Python, on this terminal."""
 
-    failures: list[StageFailed] = []  # noqa: RUF012 - shared on purpose: kfp makes an instance a task
+    failures: list[StageFailedError] = []  # noqa: RUF012 - shared on purpose: kfp makes an instance a task
 
     def validate_image(self, image: str) -> None:
         """Any image will do: the process runs in this environment."""
@@ -65,14 +65,14 @@ class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
             exit_status = process.wait()
         if exit_status == 0:
             return status.Status.SUCCESS
-        self.failures.append(StageFailed(_module(command), exit_status))
+        self.failures.append(StageFailedError(_module(command), exit_status))
         return status.Status.FAILURE
 
 
 def run_locally(pipeline: Callable[..., Any], config_json: str, root: str) -> None:
     """Run a graph with every stage as a process below `root`.
 
-    Raises `StageFailed` when a stage ends with an error and `KeyboardInterrupt` when it was interrupted.
+    Raises `StageFailedError` when a stage ends with an error and `KeyboardInterrupt` when it was interrupted.
     """
     StageProcess.failures.clear()
     with _adapted_kfp(), _kfp_folder(root) as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -92,7 +92,9 @@ def run_locally(pipeline: Callable[..., Any], config_json: str, root: str) -> No
 @contextlib.contextmanager
 def _adapted_kfp() -> Iterator[None]:
     if not kfp.__version__.startswith(SUPPORTED_KFP):
-        raise SubpixelError(f"kfp {kfp.__version__}: the local runner is adapted to {SUPPORTED_KFP}x; install that version")
+        raise SubpixelError(
+            f"kfp {kfp.__version__}: the local runner is adapted to {SUPPORTED_KFP}x; install that version"
+        )
     handler = subprocess_task_handler.SubprocessTaskHandler
     lookup = kfp_io.IOStore.get_parent_input
     subprocess_task_handler.SubprocessTaskHandler = StageProcess
@@ -104,7 +106,9 @@ def _adapted_kfp() -> Iterator[None]:
         kfp_io.IOStore.get_parent_input = lookup
 
 
-def _parent_input_or_task_output(lookup: Callable[[kfp_io.IOStore, str], Any]) -> Callable[[kfp_io.IOStore, str], Any]:
+def _parent_input_or_task_output(
+    lookup: Callable[[kfp_io.IOStore, str], Any],
+) -> Callable[[kfp_io.IOStore, str], Any]:
     """kfp names the channel of a task's named output `<task>-<output>`: where no input has that name, split it."""
 
     def get_parent_input(store: kfp_io.IOStore, key: str) -> Any:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyproj import CRS as ReferenceSystem
-from pyproj import Transformer
+import pyproj
 from pyproj.exceptions import ProjError
 from rasterio.transform import Affine
 from shapely.geometry import box, shape
@@ -104,16 +103,18 @@ def area_outline(area: Area) -> BaseGeometry:
     else:
         assert area.bbox is not None
         try:
-            to_wgs84 = Transformer.from_crs(area.crs, "EPSG:4326", always_xy=True)
+            to_wgs84 = pyproj.Transformer.from_crs(area.crs, "EPSG:4326", always_xy=True)
             outline = box(*area.bbox)
-            if ReferenceSystem.from_user_input(area.crs).is_projected:
+            if pyproj.CRS.from_user_input(area.crs).is_projected:
                 # an edge is straight in metres, not in degrees; a metre less keeps the next cell out
                 outline = outline.buffer(-1.0).segmentize(100.0)
             outline = reproject(to_wgs84.transform, outline)
         except ProjError as error:
-            raise AreaError(f"area.crs: found {area.crs!r}, expected a known system such as EPSG:32634: {error}") from error
+            raise AreaError(
+                f"area.crs: found {area.crs!r}, expected a known system such as EPSG:32634: {error}"
+            ) from error
     west, south, east, north = outline.bounds
-    inside = -180 <= west and east <= 180 and -80 <= south and north <= 84
+    inside = west >= -180 and east <= 180 and south >= -80 and north <= 84
     if outline.is_empty or not np.isfinite(outline.bounds).all() or not inside:
         raise AreaError(
             f"area: found west {west:g}, south {south:g}, east {east:g}, north {north:g} degrees;"
@@ -132,7 +133,7 @@ def plan_patches(area: Area, grid: Grid, offset: tuple[float, float] = (0.0, 0.0
     zone_x = (outline.bounds[0] + outline.bounds[2]) / 2
     hemisphere = 32600 if outline.centroid.y >= 0 else 32700
     epsg = hemisphere + int((zone_x + 180) // 6) % 60 + 1
-    to_utm = Transformer.from_crs("EPSG:4326", epsg, always_xy=True)
+    to_utm = pyproj.Transformer.from_crs("EPSG:4326", epsg, always_xy=True)
     km2 = reproject(to_utm.transform, outline).area / 1e6
     if not km2 <= area.max_area_km2:
         raise AreaError(f"area: found {km2:.0f} km2, expected at most area.max_area_km2 = {area.max_area_km2:.0f} km2")

@@ -23,13 +23,14 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Multi-temporal super-resolution of Sentinel-2: 10 m frames to 2.5 m images, measured against strong baselines.",
+    help="Multi-temporal super-resolution of Sentinel-2: 10 m frames to 2.5 m images, measured against baselines.",
 )
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, a section a stage; see examples/.")]
 Out = Annotated[
-    str | None, typer.Option("--out", help="Where artifacts go: a folder or s3://bucket/prefix.  [default: artifacts/NAME]")
+    str | None,
+    typer.Option("--out", help="Where artifacts go: a folder or s3://bucket/prefix.  [default: artifacts/NAME]"),
 ]
 
 
@@ -49,7 +50,7 @@ def run(config: ConfigFile, out: Out = None) -> None:
     What an earlier run has finished is kept; after Ctrl-C the same command continues.
     """
     from pipelines.inference import inference_pipeline
-    from pipelines.local import StageFailed, run_locally
+    from pipelines.local import StageFailedError, run_locally
     from pipelines.training import training_pipeline
 
     loaded = load_config(config, os.environ)
@@ -62,7 +63,7 @@ def run(config: ConfigFile, out: Out = None) -> None:
             if not is_remote(root):
                 _stop_at_failed_gate(Path(root))
             run_locally(inference_pipeline, loaded.model_dump_json(), root)
-        except StageFailed as failure:
+        except StageFailedError as failure:
             console.print(f"[red]stopped[/red]: {failure}; finished stages are kept below {root}")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
@@ -81,7 +82,8 @@ def _stop_at_failed_gate(root: Path) -> None:
     for expectation in gate["expectations"]:
         if not expectation["success"]:
             console.print(
-                f"  - {expectation['name']}: expected {expectation['expected']}, found {expectation['found']}", markup=False
+                f"  - {expectation['name']}: expected {expectation['expected']}, found {expectation['found']}",
+                markup=False,
             )
     console.print(f"see {root / FOLDERS['quality_gate'] / 'gate.html'} and {root / 'report.html'}", markup=False)
     raise typer.Exit(1)

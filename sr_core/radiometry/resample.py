@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def _cubic_matrix(size: int, scale: int) -> Image:
     return matrix
 
 
-def _scatter(positions: NDArray[np.float64], weights: NDArray[np.float64], size: int) -> Image:
+def _scatter(positions: NDArray[Any], weights: NDArray[np.float64], size: int) -> Image:
     matrix = np.zeros((len(positions), size), np.float64)
     rows = np.broadcast_to(np.arange(len(positions))[:, None], positions.shape)
     np.add.at(matrix, (rows, np.clip(positions, 0, size - 1).astype(int)), weights)

@@ -6,8 +6,10 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from eolearn.core import EOPatch
+
 from sr_core.config import Config
-from sr_core.patches import EOPatch, Patch
+from sr_core.patches import Patch
 
 Dates = tuple[dt.date, dt.date]
 """First and last day, both included."""

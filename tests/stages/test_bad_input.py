@@ -1,4 +1,4 @@
-"""What a user gets wrong: each says what, where and what was expected, exits non-zero and leaves nothing half-written."""
+"""What a user gets wrong: each says what, where and what was expected, exits non-zero and leaves nothing half."""
 
 import pytest
 

@@ -48,7 +48,7 @@ def test_a_run_leaves_report_metrics_and_products(undisturbed):
     assert (root / "report.html").stat().st_size > 10_000
     assert list(root.glob("products/*/*/sr.tif"))
     assert list(root.glob("archive/*.mar"))
-    assert not [path for path in root.rglob("*.part")]
+    assert not list(root.rglob("*.part"))
 
 
 @pytest.mark.slow

@@ -3,24 +3,27 @@
 import pytest
 from kfp import dsl
 
-from pipelines.local import StageFailed, run_locally
+from pipelines.local import StageFailedError, run_locally
 
+MESSAGE = dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER
 WRITE = (
     "import json,sys,pathlib; m=json.loads(sys.argv[1]); p=m['inputs']['parameterValues'];"
-    "f=pathlib.Path(m['outputs']['parameters']['verdict']['outputFile']); f.parent.mkdir(parents=True,exist_ok=True);"
+    "f=pathlib.Path(m['outputs']['parameters']['verdict']['outputFile']); f.parent.mkdir(parents=True);"
     "f.write_text(p['config'])"
 )
-TOUCH = "import json,sys,pathlib; m=json.loads(sys.argv[1]); pathlib.Path(m['inputs']['parameterValues']['path']).touch()"
+TOUCH = (
+    "import json,sys,pathlib; m=json.loads(sys.argv[1]); pathlib.Path(m['inputs']['parameterValues']['path']).touch()"
+)
 
 
 @dsl.container_component
 def judge(config: str, verdict: dsl.OutputPath(str)):
-    return dsl.ContainerSpec(image="any", command=["python3", "-c", WRITE], args=[dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER])
+    return dsl.ContainerSpec(image="any", command=["python3", "-c", WRITE], args=[MESSAGE])
 
 
 @dsl.container_component
 def touch(path: str):
-    return dsl.ContainerSpec(image="any", command=["python3", "-c", TOUCH], args=[dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER])
+    return dsl.ContainerSpec(image="any", command=["python3", "-c", TOUCH], args=[MESSAGE])
 
 
 @dsl.container_component
@@ -52,8 +55,6 @@ def test_both_branches_of_a_condition_are_taken(tmp_path, verdict, taken):
 
 
 def test_a_failing_stage_stops_the_run_and_the_exit_handler_still_runs(tmp_path):
-    with pytest.raises(StageFailed, match=r"exit status 7"):
+    with pytest.raises(StageFailedError, match=r"exit status 7"):
         run_locally(failing, "", str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"exit"}
-
-
