@@ -3,6 +3,11 @@
 No kfp, no TorchServe, no command-line parsing and no environment variables in here.
 """
 
+import warnings
+
+# eo-learn's file system layer imports pkg_resources, which says at every start that it will go
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
+
 BANDS = ("blue", "green", "red", "nir")
 """Band order of every array: Sentinel-2 B02, B03, B04, B08."""
 

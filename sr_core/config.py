@@ -19,6 +19,7 @@ from sr_core.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Box = tuple[float, float, float, float]
+SplitName = Literal["train", "val", "test"]
 
 
 class Section(BaseModel):
@@ -33,21 +34,15 @@ class Area(Section):
     bbox: Box | None = Field(None, description="west, south, east, north, in units of `crs`")
     geojson: Path | None = Field(None, description="file with a polygon (EPSG:4326) instead of `bbox`")
     crs: str = Field("EPSG:4326", description="reference system of `bbox`")
-    region: str = Field(
-        "area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics"
-    )
-    max_area_km2: float = Field(
-        20_000.0, gt=0, description="larger areas are refused: split them into several runs"
-    )
+    region: str = Field("area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics")
+    max_area_km2: float = Field(20_000.0, gt=0, description="larger areas are refused: split them into several runs")
 
     @model_validator(mode="after")
     def _one_outline(self) -> Area:
         if (self.bbox is None) == (self.geojson is None):
             raise ValueError("give exactly one of `bbox` and `geojson`")
         if self.bbox is not None and not (self.bbox[0] < self.bbox[2] and self.bbox[1] < self.bbox[3]):
-            raise ValueError(
-                f"bbox is west, south, east, north; found {list(self.bbox)}, which is empty or swapped"
-            )
+            raise ValueError(f"bbox is west, south, east, north; found {list(self.bbox)}, which is empty or swapped")
         return self
 
 
@@ -85,16 +80,10 @@ class FilesSource(Section):
 
     kind: Literal["files"]
     path: Path = Field(description="folder with the Sentinel-2 series")
-    vhr_path: Path | None = Field(
-        None, description="folder with VHR GeoTIFFs (4 bands B,G,R,NIR), one a date"
-    )
-    region: str = Field(
-        "area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics"
-    )
+    vhr_path: Path | None = Field(None, description="folder with VHR GeoTIFFs (4 bands B,G,R,NIR), one a date")
+    region: str = Field("area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics")
     nodata: int = Field(0, ge=0, le=65535, description="value of pixels without data")
-    max_bad_scl: Fraction = Field(
-        1.0, description="dates with a larger share of bad SCL classes are not read"
-    )
+    max_bad_scl: Fraction = Field(1.0, description="dates with a larger share of bad SCL classes are not read")
 
 
 Source = Annotated[SimulatedSource | FilesSource, Field(discriminator="kind")]
@@ -104,9 +93,7 @@ class Grid(Section):
     """Overlapping square patches in UTM: cells of `cell_m`, grown by `buffer_m` on each side."""
 
     cell_m: int = Field(2000, ge=160, le=20_000, multiple_of=40, description="side of a cell, metres")
-    buffer_m: int = Field(
-        200, ge=0, le=2000, multiple_of=40, description="overlap into each neighbour, metres"
-    )
+    buffer_m: int = Field(200, ge=0, le=2000, multiple_of=40, description="overlap into each neighbour, metres")
     anchor: Literal["utm", "source"] = Field(
         "utm", description="grid origin: that of the UTM zone, or the source's corner"
     )
@@ -119,13 +106,9 @@ class Download(Section):
 class CloudShadowFilter(Section):
     """Masks, and which acquisitions are kept."""
 
-    vhr_blue_threshold: float = Field(
-        100.0, gt=0, description="VHR cloud: blue radiance above this, W m-2 sr-1 um-1"
-    )
+    vhr_blue_threshold: float = Field(100.0, gt=0, description="VHR cloud: blue radiance above this, W m-2 sr-1 um-1")
     max_cloud_cover: Fraction = Field(0.10, description="acquisitions of a patch with more cloud are dropped")
-    min_valid: Fraction = Field(
-        0.05, description="acquisitions of a patch with less valid ground are dropped"
-    )
+    min_valid: Fraction = Field(0.05, description="acquisitions of a patch with less valid ground are dropped")
     dilate_px: int = Field(2, ge=0, le=20, description="clouds grow by this many pixels of 10 m")
     source_masks: bool = Field(True, description="use the source's own mask (SCL, CLM) where it has one")
 
@@ -142,15 +125,9 @@ class Split(Section):
     block_m: float = Field(2000.0, gt=0, description="side of a block of ground, metres")
     val: Fraction = Field(0.15, description="share of blocks for validation")
     test: Fraction = Field(0.2, description="share of blocks for test")
-    val_boxes: tuple[Box, ...] = Field(
-        (), description="explicit validation ground, xmin ymin xmax ymax in UTM metres"
-    )
-    test_boxes: tuple[Box, ...] = Field(
-        (), description="explicit test ground; with boxes all other ground is training"
-    )
-    guard_m: float = Field(
-        80.0, ge=0, description="chips stay this far away from ground of another split, metres"
-    )
+    val_boxes: tuple[Box, ...] = Field((), description="explicit validation ground, xmin ymin xmax ymax in UTM metres")
+    test_boxes: tuple[Box, ...] = Field((), description="explicit test ground; with boxes all other ground is training")
+    guard_m: float = Field(80.0, ge=0, description="chips stay this far away from ground of another split, metres")
     test_from: dt.date | None = Field(None, description="test targets begin on this day")
 
 
@@ -161,29 +138,21 @@ class QualityGate(Section):
         "auto",
         description="where the truth comes from: VHR, or Wald's protocol (degraded by 4); auto: VHR if there is any",
     )
-    wald_mtf: float = Field(
-        0.3, gt=0, lt=1, description="MTF at the Nyquist frequency of the degraded frames"
-    )
+    wald_mtf: float = Field(0.3, gt=0, lt=1, description="MTF at the Nyquist frequency of the degraded frames")
     frames: int = Field(8, ge=1, le=16, description="frames a sample, latest first")
     min_frames: int = Field(2, ge=1, le=16, description="samples with fewer clear frames are dropped")
-    max_age_days: int = Field(
-        60, ge=1, le=400, description="frames older than this before the target are not used"
-    )
+    max_age_days: int = Field(60, ge=1, le=400, description="frames older than this before the target are not used")
     max_latest_age_days: int = Field(
         10, ge=0, le=60, description="the latest frame is at most this old for a VHR target"
     )
-    max_frame_cloud: Fraction = Field(
-        0.05, description="frames cloudier than this over the chip are not used"
-    )
+    max_frame_cloud: Fraction = Field(0.05, description="frames cloudier than this over the chip are not used")
     chip_px: int = Field(32, ge=8, le=256, description="side of a sample in low-resolution pixels")
-    stride_px: int = Field(
-        32, ge=1, le=256, description="step between training samples in low-resolution pixels"
-    )
+    stride_px: int = Field(32, ge=1, le=256, description="step between training samples in low-resolution pixels")
     histogram_matching: bool = Field(True, description="match VHR to the bicubic latest Sentinel-2 frame")
     min_ssim: float = Field(0.2, ge=-1, le=1, description="VHR against bicubic Sentinel-2, per sample")
     min_psnr: float = Field(10.0, description="VHR against bicubic Sentinel-2, dB, per sample")
-    min_samples: dict[Literal["train", "val", "test"], int] = Field(
-        default_factory=lambda: {"train": 32, "val": 4, "test": 8},
+    min_samples: dict[SplitName, int] = Field(
+        default_factory=lambda: dict[SplitName, int](train=32, val=4, test=8),
         description="fewer kept samples of a split fail the gate",
     )
     max_dropped: Fraction = Field(0.9, description="a larger share of dropped samples fails the gate")
@@ -196,9 +165,7 @@ class TrainHRN(Section):
     residual_blocks: int = Field(2, ge=1, le=16)
     steps: int = Field(400, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, le=1024, description="samples a step; lower it when memory is short")
-    crop_px: int | None = Field(
-        None, ge=8, description="train on random crops of this side (low-resolution pixels)"
-    )
+    crop_px: int | None = Field(None, ge=8, description="train on random crops of this side (low-resolution pixels)")
     learning_rate: float = Field(1e-3, gt=0, le=1)
     weight_decay: float = Field(1e-4, ge=0)
     warmup_steps: int = Field(20, ge=0)
@@ -210,12 +177,8 @@ class TrainHRN(Section):
     registration_step_px: float = Field(0.5, gt=0, le=2, description="step of that search")
     remove_bias: bool = Field(False, description="remove each band's mean difference inside the loss")
     frame_dropout: Fraction = Field(0.2, description="share of earlier frames hidden at random in training")
-    gain_augmentation: float = Field(
-        0.05, ge=0, le=0.5, description="random radiometric gain of a sample, +-"
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="of the network's arithmetic in training"
-    )
+    gain_augmentation: float = Field(0.05, ge=0, le=0.5, description="random radiometric gain of a sample, +-")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the network's arithmetic in training")
     validate_every: int = Field(50, ge=1, description="steps between validations and checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
     seed: int = Field(0, ge=0)
@@ -232,9 +195,7 @@ class Delineate(Section):
     channels: int = Field(16, ge=4, le=128)
     steps: int = Field(300, ge=1)
     batch_size: int = Field(4, ge=1)
-    tile_px: int = Field(
-        128, ge=32, le=1024, multiple_of=16, description="training tile in high-resolution pixels"
-    )
+    tile_px: int = Field(128, ge=32, le=1024, multiple_of=16, description="training tile in high-resolution pixels")
     learning_rate: float = Field(1e-3, gt=0, le=1)
     dates: int = Field(2, ge=1, le=20, description="clear dates a patch that the network sees")
     min_area_m2: float = Field(500.0, ge=0, description="smaller polygons are left out")
@@ -320,9 +281,7 @@ def _substitute(text: str, environment: Mapping[str, str], path: Path) -> str:
         name, default = match["name"], match["default"]
         found = environment.get(name) or default
         if found is None:
-            raise ConfigError(
-                f"configuration {path}: environment variable {name} is not set and has no default"
-            )
+            raise ConfigError(f"configuration {path}: environment variable {name} is not set and has no default")
         return found
 
     return re.sub(r"\$\{(?P<name>[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}", value, text)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyproj
+from eolearn.core import EOPatch, OverwritePermission
 from pyproj.exceptions import ProjError
 from rasterio.transform import Affine
+from sentinelhub import CRS, BBox, UtmZoneSplitter
 from shapely.geometry import box, shape
 from shapely.geometry.base import BaseGeometry
 from shapely.ops import transform as reproject
@@ -26,11 +27,6 @@ from shapely.ops import transform as reproject
 from sr_core import SCALE
 from sr_core.config import Area, Grid
 from sr_core.errors import AreaError, ArtifactError
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # eo-learn's file system layer still imports pkg_resources
-    from eolearn.core import EOPatch, OverwritePermission
-    from sentinelhub import CRS, BBox, UtmZoneSplitter
 
 S2_GSD = 10.0
 VHR_GSD = S2_GSD / SCALE
