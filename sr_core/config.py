@@ -131,6 +131,10 @@ class Split(Section):
     test_from: dt.date | None = Field(None, description="test targets begin on this day")
 
 
+def _min_samples() -> dict[SplitName, int]:
+    return {"train": 32, "val": 4, "test": 8}
+
+
 class QualityGate(Section):
     """Cutting samples, scoring and filtering them, and the verdict on the set."""
 
@@ -152,8 +156,7 @@ class QualityGate(Section):
     min_ssim: float = Field(0.2, ge=-1, le=1, description="VHR against bicubic Sentinel-2, per sample")
     min_psnr: float = Field(10.0, description="VHR against bicubic Sentinel-2, dB, per sample")
     min_samples: dict[SplitName, int] = Field(
-        default_factory=lambda: dict[SplitName, int](train=32, val=4, test=8),
-        description="fewer kept samples of a split fail the gate",
+        default_factory=_min_samples, description="fewer kept samples of a split fail the gate"
     )
     max_dropped: Fraction = Field(0.9, description="a larger share of dropped samples fails the gate")
     split: Split = Field(default_factory=lambda: Split())
