@@ -18,7 +18,7 @@ STAGES = [stage for stage in FOLDERS if stage != "report"]
 
 def subpixel(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "subpixel.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=550, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1450, check=False, **options)
 
 
 def metrics(root: Path) -> dict:
