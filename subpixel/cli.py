@@ -14,10 +14,10 @@ import typer
 from rich.table import Table
 
 from components.stage import FOLDERS, main, only_run
-from sr_core.config import Config, load_config
-from sr_core.errors import SubpixelError
+from sr_core.config import load_config
+from sr_core.errors import ArtifactError, SubpixelError
 from sr_core.progress import console
-from sr_core.storage import is_remote
+from sr_core.storage import is_remote, storage_for
 
 app = typer.Typer(
     add_completion=False,
@@ -60,8 +60,7 @@ def run(config: ConfigFile, out: Out = None) -> None:
     with only_run(root):
         try:
             run_locally(training_pipeline, loaded.model_dump_json(), root)
-            if not is_remote(root):
-                _stop_at_failed_gate(Path(root))
+            _stop_at_failed_gate(root)
             run_locally(inference_pipeline, loaded.model_dump_json(), root)
         except StageFailedError as failure:
             console.print(f"[red]stopped[/red]: {failure}; finished stages are kept below {root}")
@@ -69,31 +68,35 @@ def run(config: ConfigFile, out: Out = None) -> None:
         except KeyboardInterrupt:
             console.print("[yellow]stopped[/yellow]: run the same command again to continue")
             raise typer.Exit(130) from None
-    if not is_remote(root):
-        _show_result(loaded, Path(root))
+    _show_result(loaded.name, root)
 
 
-def _stop_at_failed_gate(root: Path) -> None:
+def _read_json(root: str, name: str) -> dict[str, Any]:
+    content = storage_for(root).read(name)
+    if content is None:
+        raise ArtifactError(f"{root}/{name}: missing, though its stage has finished; delete its folder and run again")
+    found: dict[str, Any] = json.loads(content)
+    return found
+
+
+def _stop_at_failed_gate(root: str) -> None:
     """A failed gate has ended the training graph without a model; say why, and end the run."""
-    gate = json.loads((root / FOLDERS["quality_gate"] / "gate.json").read_text(encoding="utf-8"))
+    gate = _read_json(root, f"{FOLDERS['quality_gate']}/gate.json")
     if gate["verdict"] == "pass":
         return
-    console.print("[red]the quality gate failed[/red]: the samples are not fit for training", markup=True)
+    console.print("[red]the quality gate failed[/red]: the samples are not fit for training")
     for expectation in gate["expectations"]:
         if not expectation["success"]:
-            console.print(
-                f"  - {expectation['name']}: expected {expectation['expected']}, found {expectation['found']}",
-                markup=False,
-            )
-    console.print(f"see {root / FOLDERS['quality_gate'] / 'gate.html'} and {root / 'report.html'}", markup=False)
+            name, expected, found = (expectation[key] for key in ("name", "expected", "found"))
+            console.print(f"  - {name}: expected {expected}, found {found}", markup=False)
+    console.print(f"see {root}/{FOLDERS['quality_gate']}/gate.html and {root}/report.html", markup=False)
     raise typer.Exit(1)
 
 
-def _show_result(config: Config, root: Path) -> None:
-    metrics: dict[str, Any] = json.loads((root / "metrics.json").read_text(encoding="utf-8"))
-    test = metrics.get("evaluation", {}).get("test")
+def _show_result(name: str, root: str) -> None:
+    test = _read_json(root, f"{FOLDERS['report']}/metrics.json").get("evaluation", {}).get("test")
     if test:
-        table = Table(title=f"{config.name}: {test['n_samples']} held-out test samples", title_justify="left")
+        table = Table(title=f"{name}: {test['n_samples']} held-out test samples", title_justify="left")
         for column in ("metric", "bicubic", "temporal mean", "super-resolved"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for metric, label, digits in (
@@ -106,7 +109,12 @@ def _show_result(config: Config, root: Path) -> None:
             table.add_row(label, *values)
         console.print(table)
         console.print(f"better than bicubic on {test['win_rate_vs_bicubic']:.0%} of the samples")
-    console.print(f"report:   {root / 'report.html'}\nmetrics:  {root / 'metrics.json'}\nproducts: {root / 'products'}")
+    for label, place in (
+        ("report", "report.html"),
+        ("metrics", "metrics.json"),
+        ("products", FOLDERS["super_resolve"]),
+    ):
+        console.print(f"{label + ':':<9} {root}/{place}", markup=False)
 
 
 @app.command("compile")
