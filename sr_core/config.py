@@ -195,15 +195,21 @@ class Evaluate(Section):
 
 
 class Delineate(Section):
-    channels: int = Field(16, ge=4, le=128)
-    steps: int = Field(300, ge=1)
-    batch_size: int = Field(4, ge=1)
+    arms: tuple[Literal["bicubic", "sr", "s2_x4", "truth"], ...] = Field(
+        ("bicubic", "sr"),
+        min_length=1,
+        description="input images: bicubic, super-resolved, 10 m with a x4 learned here, the simulation's own 2.5 m",
+    )
+    channels: int = Field(16, ge=4, le=128, multiple_of=4, description="of the network's finest level; doubled a level")
+    steps: int = Field(300, ge=1, description="optimiser steps of each arm")
+    batch_size: int = Field(4, ge=1, description="tiles a step")
     tile_px: int = Field(128, ge=32, le=1024, multiple_of=16, description="training tile in high-resolution pixels")
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    learning_rate: float = Field(3e-3, gt=0, le=1)
     dates: int = Field(2, ge=1, le=20, description="clear dates a patch that the network sees")
     min_area_m2: float = Field(500.0, ge=0, description="smaller polygons are left out")
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    threads: int | None = Field(None, ge=1)
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the networks' arithmetic")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
+    gallery: int = Field(4, ge=0, le=50, description="test patches shown in the report")
     seed: int = Field(0, ge=0)
 
 
