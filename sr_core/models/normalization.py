@@ -6,11 +6,12 @@ normalised input works at a new place without being trained again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sr_core import BANDS, REFLECTANCE_SCALE
@@ -76,3 +77,18 @@ class Normalization:
 
     def to_json(self) -> dict[str, dict[str, float]]:
         return {band: {"mean": mean, "std": std} for band, mean, std in zip(BANDS, self.mean, self.std, strict=True)}
+
+
+def region_statistics(
+    statistics: Mapping[str, Normalization], regions: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the region of each sample of a batch, both (B,C,1,1), in reflectance.
+
+    Raises `DataError` for a region without statistics.
+    """
+    unknown = sorted(set(regions) - statistics.keys())
+    if unknown:
+        raise DataError(f"normalisation: no statistics of region {unknown[0]!r}, only of {sorted(statistics)}")
+    mean = torch.tensor([statistics[region].mean for region in regions])
+    std = torch.tensor([statistics[region].std for region in regions])
+    return mean[:, :, None, None], std[:, :, None, None]

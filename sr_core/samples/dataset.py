@@ -1,0 +1,191 @@
+"""Samples in memory, and the batches that training draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import zarr
+from torch import Tensor
+
+from sr_core import REFLECTANCE_SCALE, SCALE
+from sr_core.errors import ArtifactError, DataError
+
+STORE = "samples.zarr"
+TABLE = "samples.parquet"
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The kept samples of one split, as integer tensors: a quarter of the memory of floats."""
+
+    lr: Tensor
+    """(N,T,4,h,w) uint16 reflectance × 10000, latest first."""
+    clear: Tensor
+    """(N,T,h,w) bool; padded frames are nowhere clear."""
+    valid: Tensor
+    """(N,T) bool, False for a padded frame."""
+    hr: Tensor
+    """(N,4,4h,4w) uint16 reflectance × 10000."""
+    hr_clear: Tensor
+    """(N,4h,4w) bool."""
+    region: Sequence[str]
+    ids: Sequence[str]
+    target_date: Sequence[str]
+    """ISO dates."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, rows: Sequence[int]) -> SampleSet:
+        """The samples at `rows`, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return SampleSet(
+            lr=self.lr[index],
+            clear=self.clear[index],
+            valid=self.valid[index],
+            hr=self.hr[index],
+            hr_clear=self.hr_clear[index],
+            region=[self.region[row] for row in rows],
+            ids=[self.ids[row] for row in rows],
+            target_date=[self.target_date[row] for row in rows],
+        )
+
+    @classmethod
+    def load(cls, folder: Path, split: str) -> SampleSet:
+        """Read a split (`train`, `val`, `test`) of the sample store below `folder`; it may be empty.
+
+        Raises `ArtifactError` when the store is missing, damaged, or at odds with its table.
+        """
+        if split not in SPLITS:
+            raise DataError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
+        try:
+            table = pd.read_parquet(folder / TABLE, columns=["sample_id", "row", "region", "split", "target_date"])
+            store = zarr.open_group(folder / STORE, mode="r")
+            arrays = [store[name] for name in ("lr", "lr_clear", "lr_valid", "hr", "hr_clear")]
+        except (OSError, KeyError, ValueError) as error:
+            raise ArtifactError(
+                f"{folder}: not a sample store ({error}); expected the output of quality_gate"
+            ) from error
+        table = table[(table["split"] == split) & (table["row"] >= 0)].sort_values("row")
+        rows = table["row"].to_numpy()
+        if len(rows) and rows[-1] >= arrays[0].shape[0]:
+            raise ArtifactError(
+                f"{folder / TABLE}: names row {rows[-1]}, but {STORE} has {arrays[0].shape[0]}; run quality_gate again"
+            )
+        lr, clear, valid, hr, hr_clear = (torch.from_numpy(array.oindex[rows]) for array in arrays)
+        return cls(
+            lr=lr,
+            clear=clear & valid[:, :, None, None],
+            valid=valid,
+            hr=hr,
+            hr_clear=hr_clear,
+            region=table["region"].astype(str).tolist(),
+            ids=table["sample_id"].astype(str).tolist(),
+            target_date=pd.to_datetime(table["target_date"]).dt.strftime("%Y-%m-%d").tolist(),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples ready for the network, but for normalisation: float32 reflectance and float32 masks (0 or 1)."""
+
+    lr: Tensor
+    """(B,T,4,h,w)"""
+    clear: Tensor
+    """(B,T,h,w)"""
+    hr: Tensor
+    """(B,4,4h,4w)"""
+    hr_clear: Tensor
+    """(B,4h,4w)"""
+    rows: Tensor
+    """(B) positions in the sample set."""
+
+
+def whole_batch(samples: SampleSet, rows: Sequence[int]) -> Batch:
+    """The samples at `rows` as they are, for validation and evaluation."""
+    index = torch.as_tensor(rows, dtype=torch.long)
+    return Batch(
+        lr=to_reflectance(samples.lr[index]),
+        clear=samples.clear[index].float(),
+        hr=to_reflectance(samples.hr[index]),
+        hr_clear=samples.hr_clear[index].float(),
+        rows=index,
+    )
+
+
+def to_reflectance(integers: Tensor) -> Tensor:
+    """uint16 reflectance × 10000 to float32 reflectance."""
+    return integers.float() / REFLECTANCE_SCALE
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Random batches; that of step k is a function of `seed` and k alone, so that training can resume anywhere.
+
+    Every sample is drawn once before any is drawn again. Each is cropped to `crop_px` low-resolution pixels,
+    turned and flipped into one of the eight orientations of the square, brightened or darkened by at most `gain`,
+    and loses each earlier frame with probability `frame_dropout`; the latest frame always stays.
+    """
+
+    samples: SampleSet
+    batch_size: int
+    seed: int
+    crop_px: int | None = None
+    gain: float = 0.0
+    frame_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not len(self.samples):
+            raise DataError("samples: found none of split train; loosen the gate or download more ground or dates")
+        rows, columns = self.samples.lr.shape[-2:]
+        if self.crop_px is not None and self.crop_px > min(rows, columns):
+            raise DataError(
+                f"train_hrn.crop_px: found {self.crop_px}, expected at most the samples' {min(rows, columns)} pixels"
+            )
+        if rows != columns and self.crop_px is None:
+            raise DataError(f"samples of {rows} x {columns} pixels cannot be turned; set train_hrn.crop_px")
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step` (0, 1, ...)."""
+        rows = [self._row(step * self.batch_size + place) for place in range(self.batch_size)]
+        random = np.random.default_rng([self.seed, step])
+        parts = [self._augment(row, random) for row in rows]
+        lr, clear, hr, hr_clear = (torch.stack(part) for part in zip(*parts, strict=True))
+        return Batch(lr, clear, hr, hr_clear, torch.tensor(rows))
+
+    def _row(self, draw: int) -> int:
+        epoch, place = divmod(draw, len(self.samples))
+        return int(np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.samples))[place])
+
+    def _augment(self, row: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        samples = self.samples
+        height, width = samples.lr.shape[-2:]
+        side = self.crop_px or height
+        top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))
+        low = (..., slice(top, top + side), slice(left, left + side))
+        high = (
+            ...,
+            slice(top * SCALE, (top + side) * SCALE),
+            slice(left * SCALE, (left + side) * SCALE),
+        )
+        turns, flip = int(random.integers(4)), bool(random.integers(2))
+        gain = 1.0 + float(random.uniform(-self.gain, self.gain))
+        kept = torch.from_numpy(random.random(samples.lr.shape[1]) >= self.frame_dropout)
+        kept[0] = True
+
+        def orient(image: Tensor) -> Tensor:
+            turned = torch.rot90(image, turns, (-2, -1))
+            return turned.flip(-1) if flip else turned
+
+        return (
+            orient(to_reflectance(samples.lr[row][low])) * gain,
+            orient(samples.clear[row][low]).float() * kept[:, None, None],
+            orient(to_reflectance(samples.hr[row][high])) * gain,
+            orient(samples.hr_clear[row][high]).float(),
+        )
