@@ -89,16 +89,16 @@ class Samples:
         return len(self.lr)
 
     @classmethod
-    def empty(cls, frames: int, chip_px: int) -> Samples:
-        """No sample, with the shapes of some."""
+    def zeros(cls, count: int, frames: int, chip_px: int) -> Samples:
+        """`count` samples of zeros, to be filled; none, to know the shapes."""
         low, high = (chip_px, chip_px), (chip_px * SCALE, chip_px * SCALE)
         return cls(
-            np.zeros((0, frames, len(BANDS), *low), np.uint16),
-            np.zeros((0, frames, *low), bool),
-            np.zeros((0, frames), bool),
-            np.zeros((0, frames), np.int16),
-            np.zeros((0, len(BANDS), *high), np.uint16),
-            np.zeros((0, *high), bool),
+            np.zeros((count, frames, len(BANDS), *low), np.uint16),
+            np.zeros((count, frames, *low), bool),
+            np.zeros((count, frames), bool),
+            np.zeros((count, frames), np.int16),
+            np.zeros((count, len(BANDS), *high), np.uint16),
+            np.zeros((count, *high), bool),
         )
 
     @classmethod

@@ -22,7 +22,7 @@ from sr_core.samples.store import (
 )
 
 FRAMES, CHIP = 3, 8
-EMPTY = Samples.empty(FRAMES, CHIP)
+EMPTY = Samples.zeros(0, FRAMES, CHIP)
 ATTRIBUTES = {"gsd_m": 10.0, "pairing": "vhr"}
 
 

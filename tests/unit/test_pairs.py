@@ -1,0 +1,198 @@
+"""Pairs cut from known images: Wald's protocol, and VHR as truth."""
+
+import datetime as dt
+
+import numpy as np
+import pytest
+
+from sr_core.config import QualityGate, Split
+from sr_core.errors import ArtifactError
+from sr_core.patches import make_patch
+from sr_core.radiometry.resample import bicubic_upsample, degrade
+from sr_core.samples.pairs import cut, vhr_pairs, wald_pairs
+from sr_core.samples.split import ChipWindow
+from sr_core.series import S2Series, VHRSeries
+
+DAY = dt.timedelta(days=1)
+START = dt.datetime(2020, 5, 1, 10, 0)
+PATCH = make_patch("farm", 32634, (500_000, 7_000_000, 501_280, 7_001_280), 0)
+RNG = np.random.default_rng(4)
+LAND = np.kron(RNG.integers(400, 3000, (16, 16, 4)), np.ones((8, 8, 1))).astype(np.uint16)
+
+
+def series(dates=6, step=10, image=LAND):
+    """The same land on every date, one count brighter each time, so that a frame shows which date it is."""
+    bands = np.stack([image + n for n in range(dates)]).astype(np.uint16)
+    timestamps = [START + n * step * DAY for n in range(dates)]
+    return S2Series(PATCH, bands, np.ones(bands.shape[:3], bool), timestamps, [f"p{n}" for n in range(dates)])
+
+
+def kept(acquisitions):
+    tiles = acquisitions.product_ids if isinstance(acquisitions, S2Series) else acquisitions.tile_ids
+    return dict.fromkeys(zip(acquisitions.timestamps, tiles, strict=True), "")
+
+
+def config(**changes):
+    return QualityGate(**{"chip_px": 8, "frames": 4, "max_latest_age_days": 10, **changes})
+
+
+WINDOW = ChipWindow(8, 16, "train")
+LOW, HIGH = (slice(8, 16), slice(16, 24)), (slice(32, 64), slice(64, 96))
+
+
+class TestWald:
+    def test_frames_are_degraded_and_the_truth_is_the_real_frame(self):
+        s2 = series()
+        frames, truths = wald_pairs(s2, kept(s2), mtf=0.3)
+        assert frames.gsd_m == 40.0
+        candidates, samples = cut(frames, truths, [WINDOW], config())
+        assert [c.reason for c in candidates] == ["frames", "", "", "", "", ""]
+        last = samples[4:5]
+        expected = np.rint(degrade(np.moveaxis(s2.bands[5], -1, 0).astype(np.float32), mtf=0.3))
+        assert np.array_equal(last.lr[0, 0], expected[(..., *LOW)])
+        assert np.array_equal(last.hr[0], np.moveaxis(s2.bands[5], -1, 0)[(..., *HIGH)])
+        assert last.lr_age.tolist() == [[0, 10, 20, 30]] and last.lr_valid.all()
+        assert last.hr_clear.all() and last.lr_clear.all()
+        assert candidates[5].latest_date == candidates[5].target_date == s2.timestamps[5]
+
+    def test_missing_frames_are_padded_and_flagged(self):
+        s2 = series(dates=2)
+        _, samples = cut(*wald_pairs(s2, kept(s2), 0.3), [WINDOW], config())
+        assert samples.lr_valid.tolist() == [[True, True, False, False]]
+        assert samples.lr_age.tolist() == [[0, 10, -1, -1]]
+        assert not samples.lr[0, 2:].any() and not samples.lr_clear[0, 2:].any()
+
+    def test_a_cloud_leaves_its_surroundings_as_they_are(self):
+        # one 40 m pixel of cloud in the chip; every other clear pixel must not know of it
+        clouded = series()
+        clouded.bands[5, 48:52, 80:84] = 9000
+        clouded.clear[5, 48:52, 80:84] = False
+        frames, _ = wald_pairs(clouded, kept(clouded), 0.3)
+        clean, _ = wald_pairs(series(), kept(clouded), 0.3)
+        assert not frames.clear[5, 12, 20] and not frames.clear[5, 11:14, 19:22].any()
+        assert frames.clear[5].sum() == frames.clear[5].size - 9
+        difference = np.abs(frames.bands[5].astype(int) - clean.bands[5].astype(int))[:, frames.clear[5]]
+        assert difference.max() < 0.05 * (9000 - 3000)
+        _, samples = cut(*wald_pairs(clouded, kept(clouded), 0.3), [WINDOW], config(max_frame_cloud=0.15))
+        assert not samples.hr[-1][:, ~samples.hr_clear[-1]].any()
+        assert samples.hr_clear[-1].sum() == 32 * 32 - 16
+
+    def test_why_candidates_are_dropped(self):
+        s2 = series()
+        s2.clear[3, 32:64, 64:96] = False
+        s2.clear[4, 32:64, 64:96] = False
+        s2.bands[4, 32:64, 64:96] = 0
+        reasons = kept(s2)
+        reasons[s2.timestamps[2], "p2"] = "cloud"
+        candidates, samples = cut(*wald_pairs(s2, reasons, 0.3), [WINDOW], config(min_psnr=99, min_ssim=-1))
+        assert [c.reason for c in candidates] == ["frames", "psnr", "cloud", "cloud", "nodata", "psnr"]
+        assert len(samples) == 0
+        assert np.isfinite(candidates[1].psnr) and np.isnan(candidates[2].psnr)
+        candidates, _ = cut(*wald_pairs(s2, reasons, 0.3), [WINDOW], config(min_ssim=0.999))
+        assert [c.reason for c in candidates][-1] == "ssim"
+
+    def test_test_targets_begin_on_a_day_and_others_do_not(self):
+        s2 = series()
+        split = Split(test_from=s2.timestamps[4].date())
+        windows = [ChipWindow(8, 16, "test"), ChipWindow(16, 16, "train")]
+        candidates, _ = cut(*wald_pairs(s2, kept(s2), 0.3), windows, config(split=split))
+        dates = {name: [c.target_date for c in candidates if c.split == name] for name in ("test", "train")}
+        assert dates == {"test": s2.timestamps[4:], "train": s2.timestamps}
+
+    def test_an_acquisition_missing_from_the_table_is_an_error(self):
+        s2 = series()
+        with pytest.raises(ArtifactError, match=r"no row for patch 34N_500000_7000000, 2020-05-01"):
+            wald_pairs(s2, {}, 0.3)
+
+
+def to_reflectance(radiance, tile):
+    assert radiance.dtype == np.float32 and tile.startswith("t")
+    return radiance / np.float32(100)
+
+
+class TestVHR:
+    land = np.kron(RNG.integers(400, 3000, (32, 32, 4)), np.ones((4, 4, 1))).astype(np.uint16)
+
+    def pairs(self, vhr, s2=None, match=None, reasons=None):
+        s2 = s2 or series(image=self.land)
+        return vhr_pairs(s2, vhr, reasons or kept(vhr), to_reflectance, match)
+
+    @staticmethod
+    def vhr(timestamps):
+        fine = TestVHR.land.repeat(4, axis=0).repeat(4, axis=1)
+        shape = (len(timestamps), *fine.shape[:2])
+        bands = np.stack([fine] * len(timestamps)).astype(np.uint16)
+        tiles = [f"t{n}" for n in range(len(timestamps))]
+        # stored integers are radiance x 100, and radiance here is 100 x reflectance
+        return VHRSeries(PATCH, bands, np.ones(shape, bool), np.zeros(shape, bool), list(timestamps), tiles, 100.0)
+
+    window = ChipWindow(24, 40, "train")
+    high = (slice(96, 128), slice(160, 192))
+
+    def test_the_truth_is_radiance_in_reflectance_and_frames_are_the_dates_before(self):
+        vhr = self.vhr([START + 33 * DAY])
+        frames, truths = self.pairs(vhr)
+        assert frames.gsd_m == 10.0
+        (candidate,), samples = cut(frames, truths, [self.window], config())
+        assert candidate.tile == "t0" and candidate.latest_date == START + 30 * DAY
+        assert samples.lr_age.tolist() == [[3, 13, 23, 33]]
+        expected = np.moveaxis(vhr.bands[0], -1, 0)[(..., *self.high)]
+        np.testing.assert_allclose(samples.hr[0], expected, atol=1)
+        assert np.array_equal(samples.lr[0, 0], np.moveaxis(self.land + 3, -1, 0)[:, 24:32, 40:48])
+
+    def test_the_histogram_is_matched_to_the_bicubic_latest_frame_over_common_ground(self):
+        s2, vhr = series(image=self.land), self.vhr([START + 33 * DAY])
+        s2.clear[3, :10] = False
+        vhr.shadow[0, :, :20] = True
+        calls = []
+
+        def match(source, reference, source_mask, reference_mask):
+            calls.append((reference, source_mask, reference_mask))
+            return source + np.float32(0.01)
+
+        (_,), samples = cut(*self.pairs(vhr, s2, match), [self.window], config())
+        ((reference, source_mask, reference_mask),) = calls
+        expected = bicubic_upsample(np.moveaxis(self.land + 3, -1, 0).astype(np.float32) / 10_000)
+        np.testing.assert_allclose(reference, np.moveaxis(expected, 0, -1), atol=1e-6)
+        assert np.array_equal(source_mask, reference_mask)
+        assert source_mask.sum() == (512 - 40) * (512 - 20)
+        np.testing.assert_allclose(samples.hr[0], np.moveaxis(vhr.bands[0], -1, 0)[(..., *self.high)] + 100, atol=1)
+
+    def test_why_candidates_are_dropped(self):
+        dates = [START + day * DAY for day in (-1, 5, 33, 34, 35, 36, 37, 70)]
+        vhr = self.vhr(dates)
+        vhr.clear[2, 96:128, 160:192] = False
+        vhr.shadow[3, 96:128, 160:192] = True
+        vhr.clear[4, 96:128, 160:192] = False
+        vhr.bands[4, 96:128, 160:192] = 0
+        reasons = kept(vhr)
+        reasons[dates[5], "t5"] = "shadow"
+        candidates, samples = cut(*self.pairs(vhr, reasons=reasons), [self.window], config(max_age_days=40))
+        assert [c.reason for c in candidates] == [
+            "frames", "frames", "cloud", "shadow", "nodata", "shadow", "", "latest_age",
+        ]  # fmt: skip
+        assert len(samples) == 1
+
+    def test_cloudy_frames_over_the_chip_are_passed_over(self):
+        s2 = series(image=self.land)
+        s2.clear[3, 24:32, 40:48] = False
+        (candidate,), samples = cut(
+            *self.pairs(self.vhr([START + 33 * DAY]), s2), [self.window], config(max_latest_age_days=20)
+        )
+        assert candidate.latest_date == START + 20 * DAY
+        assert samples.lr_age.tolist() == [[13, 23, 33, -1]]
+
+    def test_masked_truth_is_zero_and_clear_truth_never_is(self):
+        vhr = self.vhr([START + 33 * DAY])
+        vhr.clear[0, 100, 165], vhr.bands[0, 101, 165] = False, 0
+        _, samples = cut(*self.pairs(vhr), [self.window], config())
+        assert not samples.hr[0, :, 4, 5].any() and not samples.hr_clear[0, 4, 5]
+        assert (samples.hr[0, :, 5, 5] == 1).all()
+
+    def test_two_tiles_of_one_time_are_two_samples(self):
+        vhr = self.vhr([START + 33 * DAY] * 2)
+        candidates, _ = cut(*self.pairs(vhr), [self.window], config())
+        assert [c.sample_id for c in candidates] == [
+            "farm_34N_500000_7000000_024_040_20200603T100000",
+            "farm_34N_500000_7000000_024_040_20200603T100000-2",
+        ]
