@@ -1,0 +1,20 @@
+"""Build the TorchServe archive of the model bundle.
+
+The archive holds the network as an exported program, the handler, and a stored sample that every worker reproduces
+before it serves. `archive.json` beside it names its digest, sizes and the versions it was built with.
+"""
+
+from components.stage import Context, Result, Stage
+from serving.archive import build_archive, sources
+
+
+def work(context: Context) -> Result:
+    """Build the TorchServe archive of the model bundle."""
+    settings = context.config.package
+    built = build_archive(context.inputs["train_hrn"], context.output, settings.model_name, settings.version)
+    return Result(
+        counts={"files": len(built["files"]), "bytes": built["bytes"]}, metrics={"archive_bytes": built["bytes"]}
+    )
+
+
+STAGE = Stage("package", ("package",), ("train_hrn",), work, fingerprint=lambda config: sources())
