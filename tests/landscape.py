@@ -16,7 +16,7 @@ WEST, NORTH = 500_000.0, 6_000_000.0
 def parcels(size_m: float, count: int, seed: int, west: float = WEST, north: float = NORTH) -> gpd.GeoDataFrame:
     """`count` Voronoi cells over a square, some shrunk (a track around them), some not farmed at all."""
     rng = np.random.default_rng(seed)
-    points = rng.uniform(0, size_m, (count, 2)) + (west, north - size_m)
+    points = rng.uniform(0, size_m, (count, 2)) + np.array([west, north - size_m])
     square = shapely.box(west, north - size_m, west + size_m, north)
     cells = shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=square).geoms
     kept = []

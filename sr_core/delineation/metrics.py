@@ -8,7 +8,7 @@ compared with the predicted one that covers most of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,15 +137,17 @@ def sobel_edges(labels: Labels) -> Mask:
     return edges
 
 
-def summarize(scores: Iterable[ParcelScore], tolerance_names: tuple[str, ...] = ("2_5m", "5m")) -> dict[str, float]:
-    """Means over reference parcels and their number; without any, NaN."""
+def summarize(scores: Sequence[ParcelScore], tolerance_names: tuple[str, ...] = ("2_5m", "5m")) -> dict[str, float]:
+    """Means over reference parcels and their number `n_references`; without any, only the number."""
+    if not scores:
+        return {"n_references": 0}
     rows = [
         (score.over_segmentation, score.under_segmentation, score.border_error, *score.tolerant_border_error)
         for score in scores
     ]
     names = ["over_segmentation", "under_segmentation", "border_error"]
     names += [f"border_error_{tolerance}" for tolerance in tolerance_names]
-    means = np.mean(rows, axis=0) if rows else np.full(len(names), np.nan)
+    means = np.mean(rows, axis=0)
     return {
         **{name: float(value) for name, value in zip(names, means, strict=True)},
         "n_references": len(rows),

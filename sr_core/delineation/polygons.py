@@ -30,7 +30,8 @@ SMOOTHING_PX = 2.0
 
 def score_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     """How much a pixel (H, W) looks like the inside of a parcel, 0 to 1, from (3, H, W) probabilities."""
-    return (1.0 + probabilities[0] - probabilities[1]) / 2.0
+    score: NDArray[np.float32] = (1.0 + probabilities[0] - probabilities[1]) / 2.0
+    return score
 
 
 def instances_of(probabilities: NDArray[np.float32], min_area_px: float = 0.0) -> Labels:

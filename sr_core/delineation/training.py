@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sr_core import SCALE
+from sr_core import REFLECTANCE_SCALE, SCALE
 from sr_core.config import Delineate
 from sr_core.delineation import HEADS
 from sr_core.delineation.losses import delineation_loss
@@ -95,9 +95,10 @@ def train(
     """
     tiles = Tiles(scenes, settings.tile_px, settings.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+    device = next(network.parameters()).device
     losses: list[float] = []
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         losses = saved["losses"]
@@ -105,8 +106,8 @@ def train(
     for step in track(range(len(losses), settings.steps), label):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, settings.steps)
-        image, targets, valid = batch_of(scenes, tiles, step, settings.batch_size)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        image, targets, valid = (part.to(device) for part in batch_of(scenes, tiles, step, settings.batch_size))
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             logits = network(image)
         loss = delineation_loss(logits, targets, valid)
         if not torch.isfinite(loss):
@@ -115,7 +116,7 @@ def train(
                 f" delineate.learning_rate (now {settings.learning_rate:g}) or use precision float32"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
@@ -140,7 +141,7 @@ def batch_of(scenes: Sequence[Scene], tiles: Tiles, step: int, count: int) -> tu
         scale = scene.maps.shape[-1] // scene.images.shape[-1]
         here = _window(row, column, tiles.tile_px)
         there = _window(row // scale, column // scale, tiles.tile_px // scale)
-        image = scene.images[date][:, *there].astype(np.float32) / 1e4 * gain[:, None, None]
+        image = scene.images[date][:, *there].astype(np.float32) / REFLECTANCE_SCALE * gain[:, None, None]
         images.append(_turned(image, symmetry))
         targets.append(_turned(scene.maps[:, *here], symmetry))
         clear = scene.clear[date][_window(row // SCALE, column // SCALE, tiles.tile_px // SCALE)]
@@ -163,22 +164,24 @@ def predict(
     scale = network.upscale
     rows, columns = image.shape[-2] * scale, image.shape[-1] * scale
     height, width = min(tile_px, rows), min(tile_px, columns)
-    weight = np.outer(_taper(height), _taper(width))
+    weight = np.outer(_taper(height), _taper(width)).astype(np.float32)
     total, weights = np.zeros((3, rows, columns), np.float32), np.zeros((rows, columns), np.float32)
     corners = [(row, column) for row in _starts(rows, height) for column in _starts(columns, width)]
     network.eval()
+    device = next(network.parameters()).device
     for first in range(0, len(corners), batch_size):
         chosen = corners[first : first + batch_size]
         stack = [image[:, r // scale : (r + height) // scale, c // scale : (c + width) // scale] for r, c in chosen]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = network(torch.from_numpy(np.stack(stack).astype(np.float32) / np.float32(1e4)))
-        found = torch.cat([logits[head] for head in HEADS], 1).float().sigmoid().numpy()
+        inputs = torch.from_numpy(np.stack(stack).astype(np.float32) / REFLECTANCE_SCALE).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = network(inputs)
+        found = torch.cat([logits[head] for head in HEADS], 1).float().sigmoid().cpu().numpy()
         for (row, column), tile in zip(chosen, found, strict=True):
             window = (slice(row, row + height), slice(column, column + width))
             total[:, *window] += tile * weight
             weights[window] += weight
-    result: NDArray[np.float32] = total / weights
-    return result
+    total /= weights
+    return total
 
 
 def save_aside(state: dict[str, Any], path: Path) -> None:
@@ -207,5 +210,4 @@ def _taper(size: int) -> NDArray[np.float32]:
     """1 in the middle, falling to the sides along a raised cosine over a quarter of the tile; never 0."""
     ramp = max(size // 4, 1)
     outside = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-    taper: NDArray[np.float32] = 0.5 - 0.5 * np.cos(np.pi * np.minimum(outside / ramp, 1.0))
-    return taper.astype(np.float32)
+    return (0.5 - 0.5 * np.cos(np.pi * np.minimum(outside / ramp, 1.0))).astype(np.float32)

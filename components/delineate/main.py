@@ -1,0 +1,57 @@
+"""Train field delineation on bicubic and on super-resolved images and compare them.
+
+Ground is split as for super-resolution: the arms learn on training ground and are measured on test ground.
+"""
+
+import json
+
+import torch
+
+from components.stage import Context, Result, Stage
+from sr_core.delineation.experiment import WORK, ImageMaker, compare, find_places
+from sr_core.models.bundle import load_bundle
+from sr_core.patches import read_index
+from sr_core.samples.split import TEST, TRAIN, split_ground
+
+
+def work(context: Context) -> Result:
+    """Train field delineation on bicubic and on super-resolved images and compare them."""
+    settings, gate = context.config.delineate, context.config.quality_gate
+    patches, masks = context.inputs["download"], context.inputs["cloud_shadow_filter"]
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    index = read_index(patches)
+    found = find_places(patches, masks, index, split_ground(index, gate.split, gate.seed), settings, gate)
+    if found.without_parcels == len(index):
+        return Result(skipped="no reference parcels in this source")
+    for name, code in (("training", TRAIN), ("test", TEST)):
+        if not any((place.cell & (place.split == code)).any() for place in found.used):
+            return Result(skipped=f"no patch on {name} ground has both reference parcels and enough clear dates")
+    resolver = load_bundle(context.inputs["train_hrn"])
+    maker = ImageMaker(patches, masks, context.output / WORK / "images", resolver, settings, gate)
+    result = compare(found.used, maker, settings, context.output)
+    aside = context.output / ".metrics.json"
+    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    aside.replace(context.output / "metrics.json")
+    return Result(
+        counts={
+            "patches": len(found.used),
+            "patches_without": {"parcels": found.without_parcels, "clear_dates": found.without_dates},
+            "parcels_lost_at_2_5m": found.lost_parcels,
+            "references": {arm: scores["n_references"] for arm, scores in result["vector"].items()},
+        },
+        metrics={
+            f"{arm}_{name}": value
+            for kind in ("raster", "vector")
+            for arm, scores in result[kind].items()
+            for name, value in scores.items()
+        },
+    )
+
+
+STAGE = Stage(
+    "delineate",
+    ("delineate", "quality_gate"),
+    ("download", "cloud_shadow_filter", "quality_gate", "train_hrn"),
+    work,
+)
