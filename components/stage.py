@@ -103,9 +103,7 @@ class Stage:
 
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """Entry of a stage's program. Returns the exit status: 0, 1 after an error, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m components.{stage.name}", description=stage.work.__doc__
-    )
+    parser = argparse.ArgumentParser(prog=f"python -m components.{stage.name}", description=stage.work.__doc__)
     parser.add_argument("--config", help="configuration: a YAML file, or the JSON text of one")
     parser.add_argument("--root", help="where artifacts are: a folder or s3://bucket/prefix")
     parser.add_argument(
@@ -182,6 +180,8 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
         aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
         aside.replace(output / RECORD)
         if is_remote(root):
+            for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+                store.send(path, path.name)  # what a stage writes at the root: the report
             store.upload(output, stage.folder, last=RECORD)
         summary = f"skipped: {result.skipped}" if result.skipped else _short(record["counts"])
         console.print(f"[bold]{stage.name}[/bold]: {summary} in {record['seconds']:.0f} s")
@@ -208,9 +208,7 @@ def gather_input_keys(stage: Stage, store: Storage) -> dict[str, str]:
         if record is not None:
             keys[name] = record["key"]
         elif not optional:
-            raise ArtifactError(
-                f"{stage.name}: {store.uri}/{FOLDERS[name]} is missing or unfinished; run {name} first"
-            )
+            raise ArtifactError(f"{stage.name}: {store.uri}/{FOLDERS[name]} is missing or unfinished; run {name} first")
     return keys
 
 
@@ -243,9 +241,7 @@ def stage_key(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> st
     """Digest of all that a stage's result depends on: configuration, inputs, code and outside files."""
     sections = json.loads(config.model_dump_json(include=set(stage.sections)))
     outside = stage.fingerprint(config) if stage.fingerprint else None
-    text = json.dumps(
-        [stage.name, sections, dict(input_keys), outside, code_digest(stage.name)], sort_keys=True
-    )
+    text = json.dumps([stage.name, sections, dict(input_keys), outside, code_digest(stage.name)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -296,9 +292,7 @@ def git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def write_executor_output(
-    stage: Stage, message: Mapping[str, Any], root: str, record: Mapping[str, Any]
-) -> None:
+def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, record: Mapping[str, Any]) -> None:
     """Tell Kubeflow where the output is and what it measures.
 
     The artifact is passed by reference: its uri is the stage's folder below the root.
@@ -336,9 +330,7 @@ def only_run(root: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ArtifactError(
-                f"{root}: another run is writing here; wait for it, or choose another --out"
-            ) from None
+            raise ArtifactError(f"{root}: another run is writing here; wait for it, or choose another --out") from None
         yield
 
 

@@ -49,6 +49,9 @@ class Storage(Protocol):
     def download(self, prefix: str, folder: Path) -> None:
         """Copy all objects below `prefix` into `folder`; those copied before and unchanged since are kept."""
 
+    def send(self, path: Path, name: str) -> None:
+        """Copy one file to the object `name`."""
+
     def upload(self, folder: Path, prefix: str, last: str | None = None) -> None:
         """Copy all files of `folder` to `prefix`.
 
@@ -90,7 +93,10 @@ class LocalStorage:
             for name in [name for name in self.names(prefix) if name not in kept]:
                 (self.root / name).unlink()
         for path in files:
-            _copy(path, self.root / prefix / path.relative_to(folder))
+            self.send(path, f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+    def send(self, path: Path, name: str) -> None:
+        _copy(path, self.root / name)
 
 
 class S3Storage:
@@ -109,9 +115,7 @@ class S3Storage:
     def read(self, name: str) -> bytes | None:
         with _explained(f"{self.uri}/{name}"):
             try:
-                content: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(name))[
-                    "Body"
-                ].read()
+                content: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
             except self.client.exceptions.NoSuchKey:
                 return None
         return content
@@ -126,14 +130,9 @@ class S3Storage:
             if item["Key"].endswith("/"):
                 continue  # a "folder" that a console made
             if ".." in relative.parts:
-                raise StorageError(
-                    f"s3://{self.bucket}/{item['Key']}: refused, its name leads out of the folder"
-                )
+                raise StorageError(f"s3://{self.bucket}/{item['Key']}: refused, its name leads out of the folder")
             target, modified = folder / relative, item["LastModified"].timestamp()
-            if target.is_file() and (target.stat().st_size, target.stat().st_mtime) == (
-                item["Size"],
-                modified,
-            ):
+            if target.is_file() and (target.stat().st_size, target.stat().st_mtime) == (item["Size"], modified):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
@@ -142,35 +141,28 @@ class S3Storage:
             found = partial.stat().st_size
             if found != item["Size"]:
                 partial.unlink()
-                raise StorageError(
-                    f"s3://{self.bucket}/{item['Key']}: expected {item['Size']} bytes, got {found}"
-                )
+                raise StorageError(f"s3://{self.bucket}/{item['Key']}: expected {item['Size']} bytes, got {found}")
             os.utime(partial, (modified, modified))
             partial.replace(target)
 
     def upload(self, folder: Path, prefix: str, last: str | None = None) -> None:
-        keys = {
-            self._key(f"{prefix}/{path.relative_to(folder).as_posix()}"): path
-            for path in files_in_order(folder, last)
-        }
-        final = None if last is None else self._key(f"{prefix}/{last}")
+        files = {f"{prefix}/{path.relative_to(folder).as_posix()}": path for path in files_in_order(folder, last)}
+        final = None if last is None else f"{prefix}/{last}"
         if final is not None:
             self._delete(final)
-        for key in [key for key in keys if key != final]:
-            self._send(keys[key], key)
-        if final is not None:
-            for item in list(self._objects(prefix)):
-                if item["Key"] not in keys:
-                    self._delete(item["Key"])
-            self._send(keys[final], final)
+        for name, path in files.items():
+            if name == final:
+                for left in [left for left in self.names(prefix) if left not in files]:
+                    self._delete(left)
+            self.send(path, name)
 
-    def _send(self, path: Path, key: str) -> None:
-        with _explained(f"s3://{self.bucket}/{key}"):
-            self.client.upload_file(str(path), self.bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
+    def send(self, path: Path, name: str) -> None:
+        with _explained(f"{self.uri}/{name}"):
+            self.client.upload_file(str(path), self.bucket, self._key(name), ExtraArgs={"ChecksumAlgorithm": "SHA256"})
 
-    def _delete(self, key: str) -> None:
-        with _explained(f"s3://{self.bucket}/{key}"):
-            self.client.delete_object(Bucket=self.bucket, Key=key)
+    def _delete(self, name: str) -> None:
+        with _explained(f"{self.uri}/{name}"):
+            self.client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def _objects(self, prefix: str) -> Iterator[dict[str, Any]]:
         pages = self.client.get_paginator("list_objects_v2").paginate(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from seaweed import BUCKET, S3Server, seaweed
 
 from components import stage as runtime
 from sr_core.config import Config, parse_config
 from sr_core.errors import ArtifactError, StorageError
 from sr_core.storage import S3Storage, storage_for
+from tests.seaweed import BUCKET, S3Server, seaweed
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,7 @@ def test_a_folder_comes_back_as_it_went(where: str, s3: S3Server, artifact: Path
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_an_upload_replaces_the_artifact_before_it(
-    where: str, s3: S3Server, artifact: Path, tmp_path: Path
-) -> None:
+def test_an_upload_replaces_the_artifact_before_it(where: str, s3: S3Server, artifact: Path, tmp_path: Path) -> None:
     store = storage_for(f"s3://{BUCKET}/runs/one" if where == "s3" else str(tmp_path / "root"))
     store.upload(artifact, "patches", last="run.json")
     store.upload(artifact, "masks", last="run.json")
@@ -212,6 +210,7 @@ def counting_stage(done: list[str]) -> tuple[runtime.Stage, runtime.Stage]:
     def download(context: runtime.Context) -> runtime.Result:
         done.append("download")
         (context.output / "patches.json").write_text(f"[{context.config.package.version}]")
+        (context.output.parent / "report.html").write_text("<p>")
         return runtime.Result({"patches": 1})
 
     def package(context: runtime.Context) -> runtime.Result:
@@ -226,9 +225,7 @@ def counting_stage(done: list[str]) -> tuple[runtime.Stage, runtime.Stage]:
 
 
 def small_config(version: str = "1.0") -> Config:
-    return parse_config(
-        {"name": "s3", "source": {"kind": "files", "path": "."}, "package": {"version": version}}
-    )
+    return parse_config({"name": "s3", "source": {"kind": "files", "path": "."}, "package": {"version": version}})
 
 
 def test_stages_work_on_an_s3_root(s3: S3Server, capfd: pytest.CaptureFixture[str]) -> None:
@@ -237,9 +234,7 @@ def test_stages_work_on_an_s3_root(s3: S3Server, capfd: pytest.CaptureFixture[st
     root = f"s3://{BUCKET}/team/run"
     store = storage_for(root)
 
-    with pytest.raises(
-        ArtifactError, match=rf"package: {root}/patches is missing or unfinished; run download first"
-    ):
+    with pytest.raises(ArtifactError, match=rf"package: {root}/patches is missing or unfinished; run download first"):
         runtime.run(second, small_config(), root)
     runtime.run(first, small_config(), root)
     record = runtime.run(second, small_config(), root)
@@ -250,6 +245,7 @@ def test_stages_work_on_an_s3_root(s3: S3Server, capfd: pytest.CaptureFixture[st
         "archive/run.json",
         "patches/patches.json",
         "patches/run.json",
+        "report.html",
     ]
     assert json.loads(store.read("archive/run.json") or b"") == record
 
