@@ -16,12 +16,12 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-from eolearn.core import FeatureType
+from eolearn.core import EOPatch, FeatureType
 from shapely.geometry import Polygon, box
 
 from sr_core.config import SimulatedSource
 from sr_core.errors import DataError, SourceError
-from sr_core.patches import S2_GSD, VHR_GSD, EOPatch, Patch
+from sr_core.patches import S2_GSD, VHR_GSD, Patch
 from sr_core.sources import Dates, Region
 from sr_core.sources.simulated.landscape import Bounds, landscape
 from sr_core.sources.simulated.render import SHADOW_REACH_M, Raster, Scene
@@ -37,6 +37,8 @@ from sr_core.sources.simulated.sensors import (
 )
 
 __all__ = ["SimulatedFarmland"]
+
+Days = tuple[dt.date, ...]
 
 
 class SimulatedFarmland:
@@ -89,7 +91,7 @@ class SimulatedFarmland:
         return eopatch
 
     def reference(self, patch: Patch) -> EOPatch:
-        """All agricultural parcels that touch the patch, whole, with `parcel_id` (the same in every patch) and `crop`."""
+        """The agricultural parcels that touch the patch, whole: `crop`, and `parcel_id`, the same in every patch."""
         west, south, east, north = patch.bounds
         ground = box(west, south, east, north)
         parcels = landscape(self.config.seed, patch.epsg, self._frame(patch)).parcels
@@ -142,9 +144,7 @@ class SimulatedFarmland:
 
     def _dates(self, patch: Patch, period: Dates | None) -> Dates:
         if period is None:
-            raise SourceError(
-                f"patch {patch.id}: found no period, expected one: a simulation has no first date of its own"
-            )
+            raise SourceError(f"patch {patch.id}: found no period; a simulation needs the first and the last day")
         return period
 
     def _frame(self, patch: Patch) -> Bounds:
@@ -175,14 +175,12 @@ def _scene(seed: int, epsg: int, frame: Bounds) -> Scene:
 
 
 @lru_cache(maxsize=2)
-def _s2_series(config: SimulatedSource, patch: Patch, frame: Bounds, days: tuple[dt.date, ...]) -> tuple[S2Frame, ...]:
+def _s2_series(config: SimulatedSource, patch: Patch, frame: Bounds, days: Days) -> tuple[S2Frame, ...]:
     scene = _scene(config.seed, patch.epsg, frame)
     return tuple(acquire_s2(config, scene, patch, day) for day in days)
 
 
 @lru_cache(maxsize=2)
-def _vhr_series(
-    config: SimulatedSource, patch: Patch, frame: Bounds, days: tuple[dt.date, ...]
-) -> tuple[VhrFrame, ...]:
+def _vhr_series(config: SimulatedSource, patch: Patch, frame: Bounds, days: Days) -> tuple[VhrFrame, ...]:
     scene = _scene(config.seed, patch.epsg, frame)
     return tuple(acquire_vhr(config, scene, patch, day) for day in days)

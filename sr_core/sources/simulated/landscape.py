@@ -25,7 +25,7 @@ SECTOR_M = 1300.0
 """Spacing of the lattice of sectors."""
 HECTARE = 10_000.0
 PARCEL_HA = (0.1, 10.0)
-WARP_M = 14.0
+WARP_M = 20.0
 REACH_M = 120.0
 """What lies further outside the bounds can neither reach in (by the warp) nor throw a shadow in."""
 VERGES = {"road": 6.0, "street": 3.5, "track": 2.6, "stream": 7.0, "hedge": 3.0, "margin": 1.4, "touching": 0.0}
@@ -164,14 +164,9 @@ class _Builder:
         self.layers: dict[str, list[Face]] = {name: [] for name in ("ground", "water", "track", "road", "roof")}
         self.trees: list[tuple[float, float, float, float, float]] = []
         rng = draws(*self.world, "warp")
+        turn = 2 * math.pi
         self.waves = [
-            (
-                rng.uniform(900, 2200),
-                rng.uniform(0, 2 * math.pi),
-                rng.uniform(0, 2 * math.pi),
-                rng.uniform(-1, 1),
-                rng.uniform(-1, 1),
-            )
+            (rng.uniform(900, 2200), rng.uniform(0, turn), rng.uniform(0, turn), rng.uniform(-1, 1), rng.uniform(-1, 1))
             for _ in range(5)
         ]
 
@@ -367,16 +362,8 @@ class _Builder:
             inside &= (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0
         tall = height[0] + size * (height[1] - height[0])
         wide = radius[0] + size * (radius[1] - radius[0])
-        self.trees += list(
-            zip(
-                x[inside].tolist(),
-                y[inside].tolist(),
-                wide[inside].tolist(),
-                tall[inside].tolist(),
-                kind[inside].tolist(),
-                strict=True,
-            )
-        )
+        columns = (x, y, wide, tall, kind.astype(np.float64))
+        self.trees += list(zip(*(column[inside].tolist() for column in columns), strict=True))
 
     def line(self, name: str, a: Point, b: Point, kind: str) -> None:
         """Paint a road, track or stream along an edge, rounded at its ends."""

@@ -6,6 +6,7 @@ is what makes overlapping patches equal.
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from typing import Any
@@ -67,11 +68,11 @@ def smooth_noise(y: Numbers, x: Numbers, wavelength: float, *key: Key) -> Number
 def fractal_noise(
     y: Numbers, x: Numbers, wavelength: float, octaves: int, *key: Key, persistence: float = 0.5
 ) -> Numbers:
-    """Sum of `octaves` of smooth noise, each of half the wavelength and `persistence` times the amplitude of the last."""
+    """Sum of octaves of smooth noise: each has half the wavelength, `persistence` times the amplitude, of the last."""
     total = np.zeros((len(y), len(x)))
     for octave in range(octaves):
         total += persistence**octave * smooth_noise(y, x, wavelength / 2**octave, *key, octave)
-    return total / np.sqrt(sum(persistence ** (2 * octave) for octave in range(octaves)))
+    return total / math.sqrt(sum(persistence ** (2 * octave) for octave in range(octaves)))
 
 
 def _spline_matrix(position: Numbers, step: float) -> tuple[NDArray[np.int64], Numbers]:

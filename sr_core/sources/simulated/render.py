@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from sr_core.radiometry.resample import Image
 from sr_core.sources.simulated.crops import ROOFS, Surfaces, tree_spectra
 from sr_core.sources.simulated.landscape import Bounds, Landscape
-from sr_core.sources.simulated.noise import Numbers, fractal_noise, hashed, normal, smooth_noise
+from sr_core.sources.simulated.noise import Numbers, fractal_noise, normal, smooth_noise
 
 LATITUDE = math.radians(48.0)
 """Of the simulated farmland, whatever UTM zone it lies in: a patch's own would differ between neighbours."""
@@ -44,7 +44,8 @@ class Sun:
         """Position at `hour` of local solar time."""
         declination = math.radians(23.44) * math.sin(2 * math.pi * (day.timetuple().tm_yday - 81) / 365.25)
         angle = math.radians(15.0) * (hour - 12.0)
-        up = math.sin(LATITUDE) * math.sin(declination) + math.cos(LATITUDE) * math.cos(declination) * math.cos(angle)
+        level = math.cos(declination) * math.cos(angle)
+        up = math.sin(LATITUDE) * math.sin(declination) + math.cos(LATITUDE) * level
         east = -math.cos(declination) * math.sin(angle)
         north = math.cos(LATITUDE) * math.sin(declination) - math.sin(LATITUDE) * math.cos(declination) * math.cos(
             angle
@@ -74,13 +75,11 @@ class Raster:
     @property
     def y(self) -> Numbers:
         """World coordinates of the pixel centres, rows."""
-        result: Numbers = self.north - self.gsd * (np.arange(self.shape[0]) + 0.5)
-        return result
+        return np.asarray(self.north - self.gsd * (np.arange(self.shape[0]) + 0.5), np.float64)
 
     @property
     def x(self) -> Numbers:
-        result: Numbers = self.west + self.gsd * (np.arange(self.shape[1]) + 0.5)
-        return result
+        return np.asarray(self.west + self.gsd * (np.arange(self.shape[1]) + 0.5), np.float64)
 
     @property
     def lattice(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -207,7 +206,7 @@ class Scene:
             elif fx > 1e-9:
                 seen = (1 - fx) * seen + fx * _shifted(height, y0, x0 + 1)
             np.maximum(horizon, seen - np.float32(step * rise / major), out=horizon)
-        return np.clip((horizon - height) / PENUMBRA_M, 0.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip((horizon - height) / PENUMBRA_M, 0.0, 1.0), np.float32)
 
 
 def _shifted(image: Image, down: int, right: int) -> Image:
@@ -259,9 +258,8 @@ def _crowns(trees: NDArray[np.float64], raster: Raster, seed: int) -> tuple[Imag
     radius = trees[:, 2, None, None]
     share = np.clip((radius - distance) / 2.0 + 0.5, 0, 1)
     dome = trees[:, 3, None, None] * (0.4 + 0.6 * np.sqrt(np.clip(1 - (distance / (radius + 1.0)) ** 2, 0, 1)))
-    bright = np.exp(
-        0.16 * normal(seed, "tree", np.rint(trees[:, 0] * 8).astype(int), np.rint(trees[:, 1] * 8).astype(int))
-    )
+    east, north = (np.rint(8 * trees[:, axis]).astype(np.int64) for axis in (0, 1))
+    bright = np.exp(0.16 * normal(seed, "tree", east, north))
     row, column = np.broadcast_arrays(row, column)
     seen = (share > 0) & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     at = row[seen], column[seen]

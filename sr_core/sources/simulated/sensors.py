@@ -29,6 +29,8 @@ S2_TIME, VHR_TIME = dt.time(10, 30, 31), dt.time(12, 30, 7)
 """UTC in the timestamps."""
 BLOCK_M = 80.0
 """Sentinel-2 pixels are made in blocks of the world: matrix products round differently in differently cut images."""
+SKIES = 12
+"""Passes among which the share of cloudy ones is kept."""
 
 VHR_MTF = 0.25
 """At the Nyquist frequency of 2.5 m pixels, the detector's own footprint included."""
@@ -39,7 +41,7 @@ RADIANCE_SCALE = 100.0
 SOLAR_IRRADIANCE = np.array([1950.0, 1840.0, 1550.0, 1050.0])
 """At the top of the atmosphere, W m-2 um-1 (rounded from Thuillier et al., Solar Physics 214, 2003)."""
 TRANSMISSION = np.array([0.80, 0.84, 0.88, 0.92])
-PATH_RADIANCE = np.array([21.0, 12.0, 6.5, 2.5])
+PATH_RADIANCE = np.array([25.0, 14.0, 6.5, 2.5])
 WARP_SHARE = 0.45
 """Of the orthorectification error's rms that varies inside a tile; the rest is one shift."""
 SPLINE_REACH_PX = 16
@@ -92,10 +94,15 @@ def s2_shift(source: SimulatedSource, day: dt.date) -> tuple[float, float]:
 
 
 def s2_clouds(source: SimulatedSource, day: dt.date) -> Clouds | None:
-    """The clouds of a pass, or None on a clear day."""
-    if draws(source.seed, "s2 sky", day.toordinal()).random() >= source.cloudy_share:
-        return None
-    return Clouds.of(source.seed, "s2", day.toordinal())
+    """The clouds of a pass, or None on a clear day.
+
+    The skies of each run of passes are dealt out like cards, so that a season has about its share of clouds.
+    """
+    run, place = divmod(day.toordinal() // source.revisit_days, SKIES)
+    rng = draws(source.seed, "s2 sky", run)
+    cards = [(card + rng.random()) / SKIES for card in range(SKIES)]
+    rng.shuffle(cards)
+    return Clouds.of(source.seed, "s2", day.toordinal()) if cards[place] < source.cloudy_share else None
 
 
 def vhr_tile(patch: Patch) -> tuple[int, int]:
@@ -151,13 +158,8 @@ def acquire_vhr(source: SimulatedSource, scene: Scene, patch: Patch, day: dt.dat
     top, left = (part.start for part in _window(scene.raster, grid))
     error = source.vhr_ortho_error_m
     shift_m = [_limited(rng.gauss(0, 1)) * error * math.sqrt(1 - WARP_SHARE**2) for _ in range(2)]
-    moved = [
-        at
-        + error
-        * WARP_SHARE
-        * np.clip(smooth_noise(grid.y, grid.x, 6_000.0, seed, "ortho", ordinal, *tile, axis), -LIMIT, LIMIT)
-        for axis, at in enumerate(shift_m)
-    ]
+    warps = [smooth_noise(grid.y, grid.x, 6_000.0, seed, "ortho", ordinal, *tile, axis) for axis in (0, 1)]
+    moved = [at + error * WARP_SHARE * np.clip(warp, -LIMIT, LIMIT) for at, warp in zip(shift_m, warps, strict=True)]
     where = np.stack(
         [
             moved[0] / VHR_GSD + top + np.arange(grid.shape[0])[:, None],
@@ -204,9 +206,8 @@ def _sample_blocks(
     lead = math.ceil(reach / size) * size - reach
     side = (size + 2 * reach) * SCALE
     start = lead * SCALE
-    windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))[
-        start :: size * SCALE, start :: size * SCALE
-    ]
+    windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
+    windows = windows[start :: size * SCALE, start :: size * SCALE]
     blocks = degrade(windows, SCALE, mtf, shift)[..., reach : reach + size, reach : reach + size]
     down, across = blocks.shape[:2]
     whole = blocks.swapaxes(1, 2).reshape(down * size, across * size)
