@@ -141,5 +141,6 @@ def _jump(
     return DataError(
         f"{name}: reflectance x 10000 jumps by {found:+.0f} from {told(early)} to {told(late)};"
         f" expected one radiometry: some dates seem to keep the offset of {OFFSET} of processing baseline"
-        f" {OFFSET_SINCE} and later (or to have lost it twice). Keep the official product names, or remove the offset from the files"
+        f" {OFFSET_SINCE} and later (or to have lost it twice). Keep the official product names, or remove the"
+        " offset from the files"
     )

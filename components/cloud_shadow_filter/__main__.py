@@ -1,0 +1,7 @@
+import sys
+
+from components.cloud_shadow_filter.main import STAGE
+from components.stage import main
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))

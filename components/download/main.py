@@ -1,0 +1,194 @@
+"""Read the patches of an area from a source.
+
+Inputs: the configuration's `area`, `period`, `source` and `grid`. Output: `patches/<region>/<patch id>/` with the parts
+`s2`, `vhr`, `reference`, `truth`, `truth_vhr` as far as the source has them, and the index `patches.json`.
+
+A patch whose part `s2` is there is finished and kept: it is written after the patch's other parts.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from components.stage import Context, Result, Stage, main
+from sr_core.config import Config, Grid, parse_config
+from sr_core.errors import AreaError, DataError
+from sr_core.patches import EOPatch, Patch, make_patch, part_path, plan_patches, save_part, write_index
+from sr_core.progress import track
+from sr_core.sources import Region, Source, open_source
+
+
+def work(context: Context) -> Result:
+    """Read the patches of an area from a source."""
+    config = context.config
+    source = open_source(config)
+    patches, outside = plan(config, source)
+    todo = [patch for patch in patches if not part_path(context.output, patch, "s2").is_dir()]
+    without_data = set()
+    for patch, has_data in track(fetch_all(config, source, context.output, todo), "patches", total=len(todo)):
+        if not has_data:
+            without_data.add(patch)
+    kept = [patch for patch in patches if patch not in without_data]
+    if not kept:
+        raise DataError(
+            f"source {config.source.kind}: all pixels of all dates of all {len(patches)} patches are nodata;"
+            " expected some data (is source.nodata right?)"
+        )
+    write_index(context.output, kept)
+    counts = {
+        "patches": len(kept),
+        "s2_acquisitions": sum(dates_of(part_path(context.output, patch, "s2")) for patch in kept),
+        "vhr_acquisitions": sum(dates_of(part_path(context.output, patch, "vhr")) for patch in kept),
+        "left_out": {"not_covered": outside, "nodata": len(without_data)},
+    }
+    return Result(counts)
+
+
+def plan(config: Config, source: Source) -> tuple[list[Patch], int]:
+    """The patches to read, and how many patches of the area the source does not cover.
+
+    Raises `AreaError` when it covers none of them.
+    """
+    regions = source.regions()
+    if config.area is None:
+        return [patch for region in regions for patch in region_patches(region, config.grid)], 0
+    offset = regions[0].bounds[:2] if regions and config.grid.anchor == "source" else (0.0, 0.0)
+    patches = plan_patches(config.area, config.grid, offset)
+    covered = [patch for patch in patches if not regions or any(covers(region, patch) for region in regions)]
+    if not covered:
+        ground = "; ".join(f"{region.name}: EPSG:{region.epsg} {region.bounds}" for region in regions)
+        raise AreaError(
+            f"area: none of its {len(patches)} patches (the first: EPSG:{patches[0].epsg} {patches[0].cell}) lies on"
+            f" the ground that the source covers ({ground})"
+        )
+    return covered, len(patches) - len(covered)
+
+
+def region_patches(region: Region, grid: Grid) -> list[Patch]:
+    """Patches over a whole region, cells counted from its south-west corner.
+
+    They stay in the region's own UTM zone, also where its ground lies across the border of the next one.
+    """
+    west, south, east, north = region.bounds
+    rows, columns = math.ceil((north - south) / grid.cell_m), math.ceil((east - west) / grid.cell_m)
+    corners = [
+        (west + column * grid.cell_m, south + row * grid.cell_m)
+        for row in reversed(range(rows))
+        for column in range(columns)
+    ]
+    return [
+        make_patch(region.name, region.epsg, (x, y, x + grid.cell_m, y + grid.cell_m), grid.buffer_m)
+        for x, y in corners
+    ]
+
+
+def covers(region: Region, patch: Patch) -> bool:
+    """Whether some of the patch's cell lies in the region."""
+    west, south, east, north = region.bounds
+    return (
+        region.epsg == patch.epsg
+        and patch.cell[0] < east
+        and patch.cell[2] > west
+        and patch.cell[1] < north
+        and patch.cell[3] > south
+    )
+
+
+def fetch_all(config: Config, source: Source, output: Path, patches: list[Patch]) -> Iterator[tuple[Patch, bool]]:
+    """Fetch patches, `download.workers` at once, in any order; the first error ends it."""
+    workers = min(config.download.workers, len(patches))
+    if workers <= 1:
+        for patch in patches:
+            yield patch, fetch(config, source, output, patch)
+        return
+    # spawned, not forked: GDAL and HDF5 hold threads and locks that do not survive a fork
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent)
+    try:
+        text = config.model_dump_json()
+        for future in as_completed([pool.submit(fetch_one, text, output, patch) for patch in patches]):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Make a worker end when the stage is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def fetch_one(config_text: str, output: Path, patch: Patch) -> tuple[Patch, bool]:
+    """`fetch` in a worker, which opens the source once. Tells which patch it was."""
+    return patch, fetch(*opened(config_text), output, patch)
+
+
+@cache
+def opened(config_text: str) -> tuple[Config, Source]:
+    """A configuration from its JSON text, and its source."""
+    config = parse_config(json.loads(config_text))
+    return config, open_source(config)
+
+
+def fetch(config: Config, source: Source, output: Path, patch: Patch) -> bool:
+    """Write all parts of a patch, `s2` last. Returns whether it has any valid Sentinel-2 pixel; without, nothing is
+    written. Raises `DataError` when there is no Sentinel-2 date at all.
+    """
+    period = (config.period.start, config.period.end) if config.period else None
+    s2 = source.s2(patch, period)
+    if not s2.get_timestamps():
+        asked = f"{period[0]} to {period[1]}" if period else "the whole series"
+        raise DataError(f"patch {patch.id} of region {patch.region}: no Sentinel-2 date in the period {asked}")
+    if not s2.mask["VALID"].any():
+        return False
+    parts: dict[str, EOPatch | None] = {
+        "vhr": source.vhr(patch, period),
+        "reference": source.reference(patch),
+        **source.truth(patch, period),
+        "s2": s2,
+    }
+    folder = part_path(output, patch, "s2").parent
+    # what a killed run left aside
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover)
+    for name, part in parts.items():
+        if part is not None:
+            save_part(part, folder / name)
+    return True
+
+
+def dates_of(path: Path) -> int:
+    """Number of dates of an EOPatch; 0 where there is none."""
+    if not path.is_dir():
+        return 0
+    timestamps: list[dt.datetime] = EOPatch.load(str(path), lazy_loading=True).get_timestamps()
+    return len(timestamps)
+
+
+def fingerprint(config: Config) -> Any:
+    """The source's own files."""
+    return open_source(config).fingerprint()
+
+
+STAGE = Stage("download", ("area", "period", "source", "grid"), (), work, fingerprint)
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))
