@@ -1,0 +1,39 @@
+"""The report of a run: `report.html` and `metrics.json` of whatever stages have finished."""
+
+from components.stage import Context, Result, Stage
+from sr_core.config import Config
+from sr_core.evaluation.report import read_run, write_report
+
+
+def work(context: Context) -> Result:
+    """Gather what the finished stages left below the root; write the page and the numbers, here and at the root."""
+    run = read_run(context.config, context.inputs)
+    metrics = write_report(run, [context.output, context.output.parent])
+    states = [stage.state for stage in run.stages.values()]
+    return Result(
+        counts={f"stages_{state}": states.count(state) for state in dict.fromkeys(states)},
+        metrics=_headline(metrics),
+    )
+
+
+def _headline(metrics: dict[str, dict[str, dict[str, dict[str, float]]]]) -> dict[str, float]:
+    psnr = metrics.get("evaluation", {}).get("test", {}).get("psnr", {})
+    return {f"psnr_{arm}": value for arm, value in psnr.items()}
+
+
+STAGE = Stage(
+    name="report",
+    sections=tuple(Config.model_fields),
+    inputs=(
+        "download?",
+        "cloud_shadow_filter?",
+        "normalize?",
+        "quality_gate?",
+        "train_hrn?",
+        "evaluate?",
+        "delineate?",
+        "package?",
+        "super_resolve?",
+    ),
+    work=work,
+)
