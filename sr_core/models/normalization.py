@@ -7,7 +7,8 @@ normalised input works at a new place without being trained again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from sr_core import BANDS, REFLECTANCE_SCALE
 from sr_core.errors import DataError
+from sr_core.radiometry.normalize import read_normalization
 
 MIN_STD = 1e-3
 """Reflectance; flatter ground would be stretched into noise."""
@@ -77,6 +79,15 @@ class Normalization:
 
     def to_json(self) -> dict[str, dict[str, float]]:
         return {band: {"mean": mean, "std": std} for band, mean, std in zip(BANDS, self.mean, self.std, strict=True)}
+
+
+def read_places(folder: Path) -> dict[str, Normalization]:
+    """The normalisation of each region, from the `normalization.json` in `folder`. Raises `ArtifactError`."""
+    regions = read_normalization(folder).s2
+    return {
+        region: Normalization.from_json({name: asdict(band) for name, band in bands.items()})
+        for region, bands in regions.items()
+    }
 
 
 def region_statistics(

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-import zarr
 from torch import Tensor
 
-from sr_core import REFLECTANCE_SCALE, SCALE
+from sr_core import BANDS, REFLECTANCE_SCALE, SCALE
 from sr_core.errors import ArtifactError, DataError
-
-STORE = "samples.zarr"
-TABLE = "samples.parquet"
-SPLITS = ("train", "val", "test")
+from sr_core.samples.store import SampleStore
 
 
 @dataclass(frozen=True)
@@ -58,36 +53,28 @@ class SampleSet:
 
     @classmethod
     def load(cls, folder: Path, split: str) -> SampleSet:
-        """Read a split (`train`, `val`, `test`) of the sample store below `folder`; it may be empty.
+        """Read a split (`train`, `val`, `test`) of the sample store in `folder`; it may be empty.
 
         Raises `ArtifactError` when the store is missing, damaged, or at odds with its table.
         """
-        if split not in SPLITS:
-            raise DataError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
-        try:
-            table = pd.read_parquet(folder / TABLE, columns=["sample_id", "row", "region", "split", "target_date"])
-            store = zarr.open_group(folder / STORE, mode="r")
-            arrays = [store[name] for name in ("lr", "lr_clear", "lr_valid", "hr", "hr_clear")]
-        except (OSError, KeyError, ValueError) as error:
+        store = SampleStore(folder)
+        if store.scale != SCALE or store.bands != BANDS:
             raise ArtifactError(
-                f"{folder}: not a sample store ({error}); expected the output of quality_gate"
-            ) from error
-        table = table[(table["split"] == split) & (table["row"] >= 0)].sort_values("row")
-        rows = table["row"].to_numpy()
-        if len(rows) and rows[-1] >= arrays[0].shape[0]:
-            raise ArtifactError(
-                f"{folder / TABLE}: names row {rows[-1]}, but {STORE} has {arrays[0].shape[0]}; run quality_gate again"
+                f"{folder}: found scale {store.scale} and bands {list(store.bands)}, expected {SCALE} and {list(BANDS)}"
             )
-        lr, clear, valid, hr, hr_clear = (torch.from_numpy(array.oindex[rows]) for array in arrays)
+        rows = store.rows(split)
+        table = store.table.set_index("row").loc[rows]
+        arrays = store.read(rows)
+        valid = torch.from_numpy(arrays.lr_valid)
         return cls(
-            lr=lr,
-            clear=clear & valid[:, :, None, None],
+            lr=torch.from_numpy(arrays.lr),
+            clear=torch.from_numpy(arrays.lr_clear) & valid[:, :, None, None],
             valid=valid,
-            hr=hr,
-            hr_clear=hr_clear,
+            hr=torch.from_numpy(arrays.hr),
+            hr_clear=torch.from_numpy(arrays.hr_clear),
             region=table["region"].astype(str).tolist(),
             ids=table["sample_id"].astype(str).tolist(),
-            target_date=pd.to_datetime(table["target_date"]).dt.strftime("%Y-%m-%d").tolist(),
+            target_date=table["target_date"].dt.strftime("%Y-%m-%d").tolist(),
         )
 
 

@@ -69,9 +69,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)  # of the first weights; nothing after them is drawn from torch
     model = HighResNet(channels=settings.channels, residual_blocks=settings.residual_blocks).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     sampler = BatchSampler(
         training,
         settings.batch_size,

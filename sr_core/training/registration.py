@@ -56,9 +56,7 @@ def registered_error(
         return masked_error(sr, hr, clear, kind, bias_removed)
     chosen = best_shifts(sr, hr, clear, registration, kind, bias_removed)
     inside = _inside(hr.shape[-2], hr.shape[-1], registration.border)
-    moved = torch.stack(
-        [shift(image[None], down, across)[0] for image, (down, across) in zip(sr, chosen, strict=True)]
-    )
+    moved = torch.stack([shift(image[None], down, across)[0] for image, (down, across) in zip(sr, chosen, strict=True)])
     return masked_error(moved[..., *inside], hr[..., *inside], clear[..., *inside], kind, bias_removed)
 
 

@@ -1,0 +1,76 @@
+"""Train HighRes-Net on the kept samples of the training ground, judged on those of the validation ground.
+
+Writes the model bundle (`model.safetensors`, `model.json`), `history.jsonl`, and `checkpoint.pt`, from which a
+stopped training goes on. Curves, a picture and the bundle go to Weights & Biases: online where `WANDB_API_KEY`
+is set, otherwise to files below `wandb/` that `wandb sync` uploads later; `WANDB_MODE=disabled` turns it off.
+"""
+
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import torch
+
+from components.stage import Context, Result, Stage
+from sr_core.evaluation.evaluate import PICTURES, pictures
+from sr_core.models.bundle import load_bundle, save_bundle
+from sr_core.models.normalization import read_places
+from sr_core.progress import say
+from sr_core.samples.dataset import SampleSet
+from sr_core.training.loop import train
+from sr_core.training.tracking import Mode, Tracker
+
+
+def work(context: Context) -> Result:
+    """Train HighRes-Net and write the model bundle."""
+    settings = context.config.train_hrn
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    statistics = read_places(context.inputs["normalize"])
+    training, validation = (SampleSet.load(context.inputs["quality_gate"], split) for split in ("train", "val"))
+    say(f"{len(training)} training samples, {len(validation)} for validation")
+    tracker = Tracker(
+        tracking_mode(),
+        context.output,
+        project=settings.wandb_project,
+        # one run a key: a training that was stopped continues its curves
+        run_id=context.key,
+        name=f"{context.config.name}-{context.key[:8]}",
+        config=json.loads(settings.model_dump_json()),
+    )
+    trained = train(settings, training, validation, statistics, context.output, tracker.log)
+    counts = {"train": len(training), "val": len(validation)}
+    meta = {
+        "frames": int(training.lr.shape[1]),
+        "normalization": {region: place.to_json() for region, place in statistics.items()},
+        "lineage": {
+            "key": context.key,
+            "samples": counts,
+            "training_samples_by_region": dict(sorted(Counter(training.region).items())),
+            "train_hrn": json.loads(settings.model_dump_json()),
+            "best_step": trained.best_step,
+        },
+        "scores": trained.scores,
+    }
+    save_bundle(context.output, trained.model, meta)
+    if len(validation):
+        shown = pictures(load_bundle(context.output), validation, statistics, 0)
+        side_by_side = np.concatenate([shown[name] for name in PICTURES], axis=1)
+        tracker.picture("validation", side_by_side, caption=f"{validation.ids[0]}: {', '.join(PICTURES)}")
+    tracker.finish(context.output, trained.scores)
+    parameters = sum(weights.numel() for weights in trained.model.parameters())
+    return Result(
+        counts={"samples": counts, "steps": settings.steps, "best_step": trained.best_step, "parameters": parameters},
+        metrics=trained.scores,
+    )
+
+
+def tracking_mode() -> Mode:
+    """Where W&B's curves go: its server with a key, files without one, nowhere if W&B's own switch says so."""
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return "disabled"
+    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+
+
+STAGE = Stage("train_hrn", ("train_hrn",), ("quality_gate", "normalize"), work)

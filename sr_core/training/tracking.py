@@ -1,0 +1,86 @@
+"""Experiment tracking with Weights & Biases: a courtesy to the people who watch, never a reason to stop training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sr_core.progress import say
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+class Tracker:
+    """One W&B run. The same `run_id` continues the same run; files are written below `folder`/wandb.
+
+    Any trouble is said once and ends the tracking, not the training.
+    """
+
+    def __init__(
+        self, mode: Mode, folder: Path, project: str, run_id: str, name: str, config: Mapping[str, Any]
+    ) -> None:
+        self.run: Any = None
+        self._guard(lambda: self._start(mode, folder, project, run_id, name, config))
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """A line of the history; its `step` is the axis of the curves."""
+        values = {name: value for name, value in record.items() if name != "step"}
+        self._guard(lambda: self.run and self.run.log(values, step=int(record["step"])))
+
+    def picture(self, name: str, image: NDArray[np.uint8], caption: str) -> None:
+        """An RGB image (H,W,3)."""
+        self._guard(lambda: self._picture(name, image, caption))
+
+    def finish(self, bundle: Path | None = None, scores: Mapping[str, float] | None = None) -> None:
+        """Add the bundle's files as an artifact, the scores to the summary, and close the run."""
+        self._guard(lambda: self._finish(bundle, scores or {}))
+        self.run = None
+
+    def _start(self, mode: Mode, folder: Path, project: str, run_id: str, name: str, config: Mapping[str, Any]) -> None:
+        if mode == "disabled":
+            return
+        import wandb
+
+        self.run = wandb.init(
+            mode=mode,
+            dir=str(folder),
+            project=project,
+            id=run_id,
+            name=name,
+            resume="allow",
+            config=dict(config),
+            settings=wandb.Settings(
+                console="off", disable_git=True, x_disable_stats=True, silent=True, init_timeout=30
+            ),
+        )
+
+    def _picture(self, name: str, image: NDArray[np.uint8], caption: str) -> None:
+        if self.run:
+            import wandb
+
+            self.run.log({name: wandb.Image(image, caption=caption)})
+
+    def _finish(self, bundle: Path | None, scores: Mapping[str, float]) -> None:
+        if not self.run:
+            return
+        import wandb
+
+        self.run.summary.update(dict(scores))
+        if bundle is not None:
+            artifact = wandb.Artifact(f"{self.run.project}-bundle", type="model")
+            for name in ("model.safetensors", "model.json"):
+                artifact.add_file(str(bundle / name))
+            self.run.log_artifact(artifact)
+        self.run.finish(quiet=True)
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            # whatever W&B raises: no network, a full disk, a wrong key
+            say(f"W&B: {type(error).__name__}: {error}; training goes on without it")
+            self.run = None
