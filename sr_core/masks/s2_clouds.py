@@ -1,56 +1,182 @@
 """Clouds, haze and cloud shadows in a Sentinel-2 series of four bands, from how each date departs from clear ground.
 
 There is no thermal, cirrus or short-wave band to go by, so time does the work: bright sand is bright on every date,
-a cloud is not. Method, after Zhang et al., An image transform to characterize haze (HOT), 2002, and Hagolle et al.,
-A multi-temporal method for cloud detection (MTCD), 2010; the thresholds are our own, in reflectance.
+a cloud is not; a harvested field stays bright, a cloud goes. Method, after Zhang et al., An image transform to
+characterize and compensate for spatial variations in thin cloud contamination (HOT), 2002, and Hagolle et al., A
+multi-temporal method for cloud detection (MTCD), 2010. The thresholds are our own, in reflectance; the figures behind
+them are from a dry-land L1C series (Okavango) and two farmland L2A series (Belgium) with SCL.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, label
+from scipy.ndimage import gaussian_filter
 
-from sr_core.masks.morphology import Mask, dilate, opening
+from sr_core.masks.morphology import Mask, closing, dilate, opening
 
 Reflectance = NDArray[np.float32]
 
 CLEAR_QUANTILE = 0.25
-"""The clear look of a pixel: clouds brighten it on less than three dates in four, shadows darken it on fewer than one."""
+"""A pixel's clear look over the whole series: more than a quarter of its dates are clear, few are in shadow."""
+SIDE_FRAMES = 5
+"""Its look before and after a date comes from this many frames on each side, ..."""
+SIDE_RANK = 1
+"""... from the second darkest of them: the darkest may be in shadow."""
+MOST_CHANGE = 0.04
+"""Ground departs from its clear look by less than this in blue, however it changes; more was cloud on both sides too."""
 BRIGHTEST_GROUND = 0.20
-"""Blue of the brightest clear ground over more than a few pixels (salt, sand): brighter `clear` ground was always cloudy."""
-CLOUD_RISE = 0.045
-"""A cloud raises blue by this over the clear look."""
-HAZE_RISE = 0.03
-"""It raises blue - red / 2 (HOT) by this too; bare soil raises red more than blue, which HOT cancels."""
-MIN_CLOUD_BLUE = 0.10
-"""Nothing darker in blue is cloud, whatever it was before (fresh soil after dark crops)."""
-SPECK_PX = 1
-"""Clouds are wider than single pixels."""
+"""Blue of the brightest ground wider than a few pixels (salt, sand); a brighter clear look was always cloudy."""
+
+CLOUD_RISE = 0.025
+"""A cloud raises blue by this over the ground before and after."""
+CLOUD_HOT = 0.018
+"""And it raises blue - red / 2: bare soil raises red twice as much as blue, so that this stays."""
+RELATIVE_RISE = 0.3
+"""And it raises blue by this share of the ground's own: gain and sun angle change bright ground most."""
+MIN_CLOUD_BLUE = 0.06
+"""Nothing darker in blue is cloud."""
+
+SHADOW_NIR = 0.72
+"""A shadow leaves at most this share of the darker of the near infrareds before and after, ..."""
+SHADOW_RED = 0.9
+"""... and of the red: a ploughed or flooded field darkens one of the two only."""
+SHADOW_REACH_PX = 80
+"""Shadows fall within this many pixels (800 m) of a cloud: a top at 1 km under a sun 50 degrees from zenith gives 1.2 km,
+the patch rarely shows more."""
+
+SMOOTH_PX = 1.0
+"""Noise and misregistered edges are narrower than clouds."""
+SMALLEST_PX = 2.0
+"""Clouds and shadows are wider than twice this many pixels; roofs and edges are not."""
+GAP_PX = 3.0
+
+HAZE_CONTRAST = 0.8
+"""A frame under haze or cirrus keeps less than this of the contrast of clear ground in every visible band, ..."""
+HAZE_RISE = 0.01
+"""... and its darkest ground is brighter than on the clearer dates by this in every band."""
+DARK_PERCENT = 1.0
+DETAIL_PX = 6.0
+"""Contrast is measured on detail finer than this many pixels."""
+COVERED = 0.6
+"""A frame with more cloud and shadow than this shows no ground that can be trusted: it is flagged whole."""
 
 
 def cloud_mask(bands: Reflectance, valid: Mask) -> Mask:
     """Clouds, haze that hides the ground, and cloud shadows: (T, H, W), True where the ground is not seen well.
 
     `bands` (T, H, W, 4) is reflectance (blue, green, red, near infrared), top or bottom of atmosphere; `valid` is
-    (T, H, W). Frames are compared with each other, so more dates give better masks; a single date is judged by its
-    brightness alone.
+    (T, H, W). Frames are compared with each other, so more dates give better masks; few dates are judged mostly by
+    their brightness. Thin haze that keeps most of the contrast stays clear.
     """
-    seen = np.where(valid[..., None], bands, np.nan)
-    clear = _clear_look(seen, valid)
-    mask = np.zeros(valid.shape, bool)
+    seen = np.where(valid[..., None], bands, np.nan).astype(np.float32)
+    clear = _clear_look(seen)
+    cloud = np.zeros(valid.shape, bool)
     for index in range(len(bands)):
-        blue, red = bands[index, ..., 0], bands[index, ..., 2]
-        rise = blue - clear[..., 0]
-        haze = rise - 0.5 * (red - clear[..., 2])
-        cloud = (rise > CLOUD_RISE) & (haze > HAZE_RISE) & (blue > MIN_CLOUD_BLUE) & valid[index]
-        mask[index] = opening(cloud, SPECK_PX)
-    return mask & valid
+        cloud[index] = _clouds(seen[index], _brighter_side(seen, clear, index)) & valid[index]
+    hidden = cloud.copy()
+    ground = np.where(cloud[..., None], np.nan, seen)
+    for index in range(len(bands)):
+        if cloud[index].any():
+            hidden[index] |= _shadows(seen[index], _darker_side(ground, clear, index), cloud[index]) & valid[index]
+    for index in np.flatnonzero(_hazed_frames(seen, hidden, clear)):
+        hidden[index] = valid[index]
+    return hidden
 
 
-def _clear_look(seen: Reflectance, valid: Mask) -> Reflectance:
-    """Each pixel's clear reflectance (H, W, 4)."""
-    look = np.full(seen.shape[1:], BRIGHTEST_GROUND, np.float32)
-    known = valid.any(axis=0)
-    look[known] = np.nanquantile(seen[:, known], CLEAR_QUANTILE, axis=0)
-    return np.minimum(look, BRIGHTEST_GROUND)
+def _clear_look(seen: Reflectance) -> Reflectance:
+    """Each pixel's clear reflectance (H, W, 4) over the whole series."""
+    look = _low(seen, CLEAR_QUANTILE)
+    look[..., 0] = np.fmin(look[..., 0], BRIGHTEST_GROUND)
+    # without clouds in mind, ground as bright as clouds in all bands would be one on a single date
+    look[..., 1:] = np.fmin(look[..., 1:], look[..., :1] + 0.3)
+    return look
+
+
+def _low(stack: Reflectance, quantile: float) -> Reflectance:
+    """Quantile over time of the numbers, by rank; NaN where there are none."""
+    ordered = np.sort(stack, axis=0)
+    count = np.isfinite(stack).sum(axis=0)
+    rank = np.floor(quantile * np.maximum(count - 1, 0)).astype(int)
+    return np.take_along_axis(ordered, rank[None], axis=0)[0]
+
+
+def _side(frames: Reflectance) -> Reflectance:
+    """How clear ground looked in the frames on one side of a date (H, W, 4)."""
+    ordered = np.sort(frames, axis=0)
+    look = ordered[min(SIDE_RANK, len(frames) - 1)]
+    return np.where(np.isfinite(look), look, ordered[0])
+
+
+def _brighter_side(seen: Reflectance, clear: Reflectance, index: int) -> Reflectance:
+    """The brighter of the ground before and after a date, at most `MOST_CHANGE` above its clear look."""
+    before, after = seen[max(0, index - SIDE_FRAMES) : index], seen[index + 1 : index + 1 + SIDE_FRAMES]
+    sides = [_side(frames) for frames in (before, after) if len(frames)]
+    look = np.fmax.reduce(sides) if sides else clear
+    look = np.fmin(look, clear + MOST_CHANGE)
+    return np.where(np.isfinite(look), look, clear)
+
+
+def _darker_side(ground: Reflectance, clear: Reflectance, index: int) -> Reflectance:
+    """The darker of the last look at the ground before a date and the next after it, clouds left out."""
+    sides = []
+    for frames in (ground[:index][::-1], ground[index + 1 :]):
+        look = np.full(clear.shape, np.nan, np.float32)
+        for frame in frames[:SIDE_FRAMES]:
+            look = np.where(np.isfinite(look), look, frame)
+        sides.append(look)
+    look = np.fmin(*sides)
+    return np.where(np.isfinite(look), look, clear)
+
+
+def _clouds(frame: Reflectance, ground: Reflectance) -> Mask:
+    rise = _smooth(frame[..., 0] - ground[..., 0])
+    hot = _smooth((frame[..., 0] - ground[..., 0]) - 0.5 * (frame[..., 2] - ground[..., 2]))
+    needed = np.maximum(CLOUD_RISE, RELATIVE_RISE * ground[..., 0])
+    cloud = (rise > needed) & (hot > CLOUD_HOT) & (frame[..., 0] > MIN_CLOUD_BLUE)
+    return closing(opening(cloud, SMALLEST_PX), GAP_PX)
+
+
+def _shadows(frame: Reflectance, ground: Reflectance, cloud: Mask) -> Mask:
+    dark = _smooth(frame[..., 3]) < SHADOW_NIR * _smooth(ground[..., 3])
+    dark &= _smooth(frame[..., 2]) < SHADOW_RED * _smooth(ground[..., 2])
+    return opening(dark & ~cloud & dilate(cloud, SHADOW_REACH_PX), SMALLEST_PX)
+
+
+def _hazed_frames(seen: Reflectance, hidden: Mask, clear: Reflectance) -> Mask:
+    """Frames (T,) whose ground is veiled as a whole, or hidden for the most part."""
+    known = np.isfinite(seen[..., 0])
+    frames = np.where((hidden | ~known)[..., None], np.nan, seen)
+    area = known.sum(axis=(1, 2))
+    open_ground = np.isfinite(frames[..., 0]).sum(axis=(1, 2))
+    hazed = open_ground < (1 - COVERED) * area
+    usable = np.flatnonzero(~hazed & (area > 0))
+    if len(usable) < 2:
+        return hazed
+    dark = np.stack([np.nanpercentile(frames[index], DARK_PERCENT, axis=(0, 1)) for index in usable])
+    rise = dark - np.quantile(dark, CLEAR_QUANTILE, axis=0)
+    for index, risen in zip(usable, rise, strict=True):
+        hazed[index] = (risen > HAZE_RISE).all() and (_contrast(frames[index], clear) < HAZE_CONTRAST).all()
+    return hazed
+
+
+def _contrast(frame: Reflectance, clear: Reflectance) -> NDArray[np.float64]:
+    """Slope of the frame's fine detail on that of clear ground, in each visible band."""
+    slopes = []
+    for band in range(3):
+        both = np.isfinite(frame[..., band]) & np.isfinite(clear[..., band])
+        now, usual = (_detail(image[..., band], both)[both] for image in (frame, clear))
+        slopes.append(float(now @ usual) / max(float(usual @ usual), 1e-12))
+    return np.array(slopes)
+
+
+def _detail(image: Reflectance, known: Mask) -> Reflectance:
+    filled = np.where(known, image, 0)
+    weight = np.maximum(gaussian_filter(known.astype(np.float32), DETAIL_PX), 1e-6)
+    detail: Reflectance = filled - gaussian_filter(filled, DETAIL_PX) / weight
+    return detail
+
+
+def _smooth(image: Reflectance) -> Reflectance:
+    smoothed: Reflectance = gaussian_filter(np.nan_to_num(image), SMOOTH_PX)
+    return smoothed
