@@ -11,7 +11,7 @@ from components.stage import Context, Result, Stage
 from sr_core.delineation.experiment import WORK, ImageMaker, compare, find_places
 from sr_core.models.bundle import load_bundle
 from sr_core.patches import read_index
-from sr_core.samples.split import TEST, TRAIN, split_ground
+from sr_core.samples.split import split_ground
 
 
 def work(context: Context) -> Result:
@@ -24,8 +24,12 @@ def work(context: Context) -> Result:
     found = find_places(patches, masks, index, split_ground(index, gate.split, gate.seed), settings, gate)
     if found.without_parcels == len(index):
         return Result(skipped="no reference parcels in this source")
-    for name, code in (("training", TRAIN), ("test", TEST)):
-        if not any((place.cell & (place.split == code)).any() for place in found.used):
+    grounds = {
+        "training": [place.learns.any() for place in found.used],
+        "test": [place.tests.any() for place in found.used],
+    }
+    for name, present in grounds.items():
+        if not any(present):
             return Result(skipped=f"no patch on {name} ground has both reference parcels and enough clear dates")
     resolver = load_bundle(context.inputs["train_hrn"])
     maker = ImageMaker(patches, masks, context.output / WORK / "images", resolver, settings, gate)

@@ -30,6 +30,7 @@ from sr_core.delineation.polygons import instances_of, polygons_of, score_of, wr
 from sr_core.delineation.targets import Targets, make_targets
 from sr_core.delineation.training import QUANTISED, Scene, predict, tile_corners, train
 from sr_core.errors import ArtifactError
+from sr_core.inference.windows import Window, super_resolve_window, windows
 from sr_core.models.bundle import SuperResolver
 from sr_core.patches import VHR_GSD, Patch, load_part, part_path
 from sr_core.progress import track
@@ -42,6 +43,8 @@ WORK = ".work"
 """Images and checkpoints of an unfinished experiment, below its output folder."""
 TOLERANCES_M = (2.5, 5.0)
 """Of the tolerant border errors, metres."""
+WINDOW_PX = 256
+"""Side of what is super-resolved at once, in 10 m pixels."""
 PARCEL_COLUMNS = ["region", "patch", "label", "area_m2", "perimeter_m", "confidence", "geometry"]
 
 
@@ -66,6 +69,25 @@ class Place:
     @property
     def name(self) -> str:
         return f"{self.patch.region}_{self.patch.id}"
+
+    @property
+    def learns(self) -> Mask:
+        """(H, W): training ground of the patch's cell."""
+        ground: Mask = self.cell & (self.split == TRAIN)
+        return ground
+
+    @property
+    def tests(self) -> Mask:
+        """(H, W): test ground of the patch's cell."""
+        ground: Mask = self.cell & (self.split == TEST)
+        return ground
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns at 10 m that are looked at: all, or the cell where nothing is tested."""
+        if self.tests.any():
+            return slice(0, self.patch.shape[0]), slice(0, self.patch.shape[1])
+        return self.patch.cell_window()
 
     @property
     def cell(self) -> Mask:
@@ -146,12 +168,15 @@ class ImageMaker:
         self.resolver, self.precision, self.gate = resolver, settings.precision, gate
 
     def images(self, arm: str, place: Place) -> NDArray[np.uint16]:
-        """(D, 4, H, W) reflectance x 10000 on disk; of the arm `s2_x4` (D, 4, H / 4, W / 4)."""
+        """(D, 4, H, W) reflectance x 10000 on disk; of the arm `s2_x4` (D, 4, H / 4, W / 4).
+
+        Super-resolved images are 0 outside `place.window`.
+        """
         path = self.cache / arm / f"{place.name}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             series = load_s2(self.patches, self.masks, place.patch)
-            images = np.stack([self._image(arm, series, date) for date in place.dates])
+            images = np.stack([self._image(arm, place, series, date) for date in place.dates])
             aside = path.with_name(f".{path.name}.{os.getpid()}")
             with aside.open("wb") as file:
                 np.save(file, images)
@@ -159,7 +184,7 @@ class ImageMaker:
         kept: NDArray[np.uint16] = np.load(path, mmap_mode="r")
         return kept
 
-    def _image(self, arm: str, series: S2Series, date: int) -> NDArray[np.uint16]:
+    def _image(self, arm: str, place: Place, series: S2Series, date: int) -> NDArray[np.uint16]:
         bands = np.moveaxis(series.bands, -1, 1)
         if arm == "s2_x4":
             frame: NDArray[np.uint16] = bands[date]
@@ -169,11 +194,19 @@ class ImageMaker:
         if arm == "bicubic":
             image = bicubic_upsample(bands[date].astype(np.float32) / REFLECTANCE_SCALE)
         else:
-            frames = frames_of(series, date, self.gate)
-            normalization = self.resolver.region(series.patch.region)
-            image = self.resolver.predict(bands[frames], series.clear[frames], normalization, self.precision)
+            image = self._super_resolved(place, series, frames_of(series, date, self.gate))
         result: NDArray[np.uint16] = np.rint(image * REFLECTANCE_SCALE).clip(0, 65535).astype(np.uint16)
         return result
+
+    def _super_resolved(self, place: Place, series: S2Series, chosen: list[int]) -> NDArray[np.float32]:
+        frames, clear = np.moveaxis(series.bands[chosen], -1, 1), series.clear[chosen]
+        normalization = self.resolver.region(place.patch.region)
+        image = np.zeros((frames.shape[1], *place.labels.shape), np.float32)
+        whole = Window(0, 0, *place.patch.shape)
+        for window in windows(place.window, WINDOW_PX):
+            part = super_resolve_window(self.resolver, frames, clear, normalization, window, self.precision)
+            image[:, *window.inside(whole, SCALE)] = part
+        return image
 
     def _truth(self, series: S2Series, date: int) -> NDArray[np.uint16]:
         path = part_path(self.patches, series.patch, "truth")
@@ -195,9 +228,8 @@ def training_statistics(places: Sequence[Place], maker: ImageMaker) -> tuple[lis
     """
     count, total, squares = 0, np.zeros(4), np.zeros(4)
     for place in places:
-        ground = place.split == TRAIN
         for image, clear in zip(maker.images("bicubic", place), place.clear, strict=True):
-            values = image[:, ground & _at_hr(clear)].astype(np.float64) / REFLECTANCE_SCALE
+            values = image[:, place.learns & _at_hr(clear)].astype(np.float64) / REFLECTANCE_SCALE
             count += values.shape[1]
             total += values.sum(axis=1)
             squares += (values**2).sum(axis=1)
@@ -213,8 +245,8 @@ def compare(places: Sequence[Place], maker: ImageMaker, settings: Delineate, out
     parcels the mean errors of `sr_core.delineation.metrics` and the number of references. Work of an unfinished
     experiment is kept in `output/.work` and continued.
     """
-    learning = [place for place in places if len(tile_corners(place.split == TRAIN, settings.tile_px))]
-    testing = [place for place in places if (place.cell & (place.split == TEST)).any()]
+    learning = [place for place in places if len(tile_corners(place.learns, settings.tile_px))]
+    testing = [place for place in places if place.tests.any()]
     mean, std = training_statistics(learning, maker)
     gallery = Gallery(output / "gallery", [place.patch for place in testing][: settings.gallery])
     result: dict[str, Any] = {"raster": {}, "vector": {}}
@@ -224,13 +256,13 @@ def compare(places: Sequence[Place], maker: ImageMaker, settings: Delineate, out
         torch.manual_seed(settings.seed)
         network = Delineator(mean, std, settings.channels, upscale=SCALE if arm == "s2_x4" else 1)
         network.to("cuda" if torch.cuda.is_available() else "cpu")
-        scenes = [Scene(maker.images(arm, place), place.maps, place.clear, place.split == TRAIN) for place in learning]
+        scenes = [Scene(maker.images(arm, place), place.maps, place.clear, place.learns) for place in learning]
         train(network, scenes, settings, output / WORK / f"{arm}.pt", f"delineate {arm}")
         judged = Judgement()
         for place in track(testing, f"{arm} parcels"):
             images = maker.images(arm, place)
             labels = judged.add(place, _predictions(network, images, settings), settings)
-            gallery.add(arm, place.patch, images[-1], labels, place.labels, place.cell & (place.split == TEST))
+            gallery.add(arm, place.patch, images[-1], labels, place.labels, place.tests)
         result["raster"][arm], result["vector"][arm] = judged.raster.summary(), summarize(judged.parcels)
         write_parcels(judged.polygons(), output / f"{arm}.parquet")
     gallery.finish()
@@ -252,7 +284,7 @@ class Judgement:
         clear = np.stack([_at_hr(date) for date in place.clear])
         truth = place.maps.astype(np.float32) / QUANTISED
         for date, found in enumerate(probabilities):
-            self.raster.add(found, truth, test & place.cell & clear[date])
+            self.raster.add(found, truth, place.tests & clear[date])
         seen = clear.any(axis=0)
         weight = np.where(seen, clear, True).astype(np.float32)[:, None]
         merged = (probabilities * weight).sum(axis=0) / weight.sum(axis=0)

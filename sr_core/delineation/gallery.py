@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.image import imsave
@@ -28,7 +29,7 @@ class Gallery:
     def __init__(self, folder: Path, patches: Sequence[Patch]) -> None:
         self.folder, self.patches = folder, patches
         self._stretch: dict[Patch, tuple[float, float]] = {}
-        self._files: dict[Patch, dict[str, str]] = {}
+        self._listed: list[dict[str, Any]] = []
 
     def add(
         self,
@@ -62,17 +63,15 @@ class Gallery:
         aside = self.folder / f".{name}.{os.getpid()}"
         imsave(aside, picture, format="png")
         aside.replace(self.folder / name)
-        self._files.setdefault(patch, {})[arm] = name
+        legend = {"reference": _hex(REFERENCE_COLOUR), "predicted": _hex(PREDICTED_COLOUR)}
+        item = {"file": name, "arm": arm, "region": patch.region, "patch": patch.id, "legend": legend}
+        self._listed.append(item | {"side_m": picture.shape[0] / ZOOM * VHR_GSD})
 
     def finish(self) -> None:
-        """Write `gallery.json`: a list of {region, patch, files: {arm: name}, side_m, legend}."""
-        if not self._files:
+        """Write `gallery.json`: a list of {file, arm, region, patch, legend: {what: colour}, side_m}, by patch."""
+        if not self._listed:
             return
-        legend = {"reference": _hex(REFERENCE_COLOUR), "predicted": _hex(PREDICTED_COLOUR)}
-        listed = [
-            {"region": patch.region, "patch": patch.id, "files": files, "side_m": CROP_PX * VHR_GSD, "legend": legend}
-            for patch, files in self._files.items()
-        ]
+        listed = sorted(self._listed, key=lambda item: (item["region"], item["patch"]))
         aside = self.folder / f".gallery.json.{os.getpid()}"
         aside.write_text(json.dumps(listed, indent=1), encoding="utf-8")
         aside.replace(self.folder / "gallery.json")
