@@ -25,6 +25,7 @@ SECTOR_M = 1300.0
 """Spacing of the lattice of sectors."""
 HECTARE = 10_000.0
 PARCEL_HA = (0.1, 10.0)
+NARROWEST_M = 8.0
 WARP_M = 20.0
 REACH_M = 120.0
 """What lies further outside the bounds can neither reach in (by the warp) nor throw a shadow in."""
@@ -301,7 +302,8 @@ class _Builder:
         axis = angle if high - low >= right - left else angle + math.pi / 2
         crop = rng.choices(tuple(CROP_SHARES), tuple(CROP_SHARES.values()))[0]
         ring = self.bend(ground.ring)
-        if not PARCEL_HA[0] * HECTARE <= ring_area(ring) <= PARCEL_HA[1] * HECTARE:
+        smallest, largest = (limit * HECTARE for limit in PARCEL_HA)
+        if not smallest <= ring_area(ring) <= largest or min(high - low, right - left) < NARROWEST_M:
             return
         self.layers["ground"].append(Face(name, crop, ring, axis))
         if crop == "orchard":
@@ -329,8 +331,12 @@ class _Builder:
         ground = shape.inset(0.5)
         if len(ground.ring) < 3 or ground.area < 300:
             return
-        self.layers["ground"].append(Face(name, "forest floor", self.bend(ground.ring)))
-        self.crowns(name, ground.inset(2.0), 6.2, (3.0, 5.2), (9, 19), rng, conifers=rng.choice((0.0, 0.15, 0.9)))
+        edge = min(14.0, 0.1 * math.sqrt(ground.area))
+        core = ground.inset(edge)
+        if len(core.ring) > 2:
+            self.layers["ground"].append(Face(name, "forest floor", self.bend(core.ring)))
+        conifers = rng.choice((0.0, 0.15, 0.9))
+        self.crowns(name, ground, 6.2, (3.0, 5.2), (9, 19), rng, conifers=conifers, edge=edge)
 
     def crowns(
         self,
@@ -343,8 +349,9 @@ class _Builder:
         axis: float | None = None,
         jitter: float = 0.42,
         conifers: float = 0.1,
+        edge: float = 0.0,
     ) -> None:
-        """Fill a shape with trees on a jittered lattice of `spacing` metres."""
+        """Fill a shape with trees on a jittered lattice of `spacing` metres, up to `edge` metres from its boundary."""
         if len(shape.ring) < 3:
             return
         turn = rng.uniform(0, math.pi) if axis is None else axis
@@ -357,9 +364,12 @@ class _Builder:
         size = many.uniform(0, 1, len(u))
         kind = many.uniform(0, 1, len(u)) < conifers
         inside = np.ones(len(u), bool)
+        # a wood's edge winds in and out a little
+        winding = edge * (2 + np.sin(x / 11 + 3 * turn) + np.sin(y / 14 - 5 * turn)) / 4
         for k, (ax, ay) in enumerate(shape.ring):
             bx, by = shape.ring[(k + 1) % len(shape.ring)]
-            inside &= (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0
+            depth = ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) / max(math.dist((ax, ay), (bx, by)), 1e-6)
+            inside &= depth > winding
         tall = height[0] + size * (height[1] - height[0])
         wide = radius[0] + size * (radius[1] - radius[0])
         columns = (x, y, wide, tall, kind.astype(np.float64))

@@ -100,7 +100,7 @@ class Scene:
         self.rows = self._rows(land, main)
         self.grain = normal(seed, "grain", *raster.lattice)
         self.crumbs = smooth_noise(raster.y, raster.x, 16.0, seed, "crumbs").astype(np.float32)
-        self._plant(land, main)
+        self._plant(land)
 
     def _labels(self, land: Landscape) -> NDArray[np.int32]:
         """Number of the face at each sample, 0 for none."""
@@ -139,15 +139,14 @@ class Scene:
         pattern[where] = here * (1 - t) + there * t - 1.6 * tramline
         return pattern.reshape(main.shape)
 
-    def _plant(self, land: Landscape, main: NDArray[np.int32]) -> None:
+    def _plant(self, land: Landscape) -> None:
         """Heights of houses and trees, and where crowns are: `canopy` share, and `wooded` pixels with their light."""
         faces = land.faces
         heights = np.array([0.0, *(face.height for face in faces)])
         built = (self.coverage @ heights.astype(np.float32)).reshape(self.raster.shape)
-        roofs = np.array([0.0, *(float(face.surface in ROOFS) for face in faces)], np.float32)
-        roofed = (self.coverage @ roofs).reshape(self.raster.shape)
+        treeless = np.array([0.0, *(float(face.surface in (*ROOFS, "yard")) for face in faces)], np.float32)
         canopy, crown, tone, conifer = _crowns(land.trees, self.raster, self.seed)
-        canopy *= 1 - roofed
+        canopy *= 1 - (self.coverage @ treeless).reshape(self.raster.shape)
         self.height = np.maximum(built, crown * (canopy > 0))
         self.wooded = np.flatnonzero(canopy)
         self.canopy = canopy.ravel()[self.wooded]
