@@ -87,12 +87,19 @@ def write_record(folder: Path, config: Config, stage: str, seconds: float = 1.0,
     (folder / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
 
 
-def fail_gate(folder: Path, name: str = "at least 8 test samples") -> None:
+def fail_gate(folder: Path, name: str = "Kept test samples") -> None:
     """Turn the verdict of a fabricated `samples/` folder to a failure of one expectation."""
     gate = json.loads((folder / "gate.json").read_text())
     gate["verdict"] = "fail"
-    gate["expectations"].append({"name": name, "success": False, "expected": "at least 8", "found": "3"})
+    gate["expectations"].append(expectation(name, "at least 8", "3", False))
     (folder / "gate.json").write_text(json.dumps(gate))
+
+
+def expectation(
+    name: str, expected: str, found: str, success: bool = True, severity: str = "critical"
+) -> dict[str, Any]:
+    """An entry of `gate.json`."""
+    return {"name": name, "expected": expected, "found": found, "success": success, "severity": severity}
 
 
 def _patches() -> list[Any]:
@@ -172,10 +179,11 @@ def _samples(folder: Path, rng: np.random.Generator, chip: int) -> None:
             {
                 "verdict": "pass",
                 "expectations": [
-                    {"name": "at least 32 training samples", "success": True, "expected": "at least 32", "found": "77"},
-                    {"name": "at most 90 % dropped", "success": True, "expected": "at most 0.9", "found": "0.11"},
+                    expectation("Kept train samples", "at least 32", "77"),
+                    expectation("Share dropped", "at most 90%", "0.11"),
+                    expectation("Full stacks of frames", "half of the samples", "0.4", False, "warning"),
                 ],
-                "counts": {"candidates": len(rows), "kept": kept},
+                "counts": {"samples": len(rows), "kept": kept},
             }
         )
     )
@@ -250,10 +258,11 @@ def _delineation(folder: Path, rng: np.random.Generator, chip: int) -> None:
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "gallery").mkdir()
-    items = []
     for arm in ("bicubic", "sr"):
         farmland_views(rng, chip * 2)["truth"].save(folder / "gallery" / f"{arm}.png")
-        items.append({"patch": _patches()[0].id, "arm": arm, "file": f"{arm}.png"})
+    legend = {"reference": "#00dcff", "predicted": "#ffaa00"}
+    files = {arm: f"{arm}.png" for arm in ("bicubic", "sr")}
+    items = [{"region": "farmland", "patch": _patches()[0].id, "files": files, "side_m": 320.0, "legend": legend}]
     (folder / "gallery" / "gallery.json").write_text(json.dumps(items))
 
 

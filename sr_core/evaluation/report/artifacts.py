@@ -84,6 +84,7 @@ class Run:
 
     @cached_property
     def gate(self) -> dict[str, Any] | None:
+        """The gate's verdict ("pass" or "fail") and its expectations, of which critical ones decide it."""
         path = self._file("quality_gate", "gate.json")
         return read_json(path) if path else None
 
@@ -133,6 +134,7 @@ class Run:
 
     @cached_property
     def gallery(self) -> list[dict[str, Any]]:
+        """Test samples to show: {"sample_id", "target_date", "region", "psnr": {arm: dB}, "files": {arm: path}}."""
         return self._listing("evaluate")
 
     @cached_property
@@ -142,6 +144,7 @@ class Run:
 
     @cached_property
     def delineation_gallery(self) -> list[dict[str, Any]]:
+        """Ground to show: {"region", "patch", "files": {arm: path}, "side_m", "legend": {what: colour}}."""
         return self._listing("delineate")
 
     @cached_property
@@ -180,17 +183,14 @@ class Run:
         return folder / name if folder and (folder / name).is_file() else None
 
     def _listing(self, stage: str) -> list[dict[str, Any]]:
-        """The pictures that a stage chose to show, `file` or `files` as paths."""
+        """The pictures that a stage chose to show; `files` maps arms to paths."""
         path = self._file(stage, "gallery/gallery.json")
         if path is None:
             return []
-        found = []
-        for item in read_json(path):
-            if "files" in item:
-                found.append(item | {"files": {arm: path.parent / name for arm, name in item["files"].items()}})
-            else:
-                found.append(item | {"file": path.parent / item["file"]})
-        return found
+        return [
+            item | {"files": {arm: path.parent / name for arm, name in item["files"].items()}}
+            for item in read_json(path)
+        ]
 
 
 def read_run(config: Config, folders: Mapping[str, Path]) -> Run:

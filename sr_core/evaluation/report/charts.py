@@ -246,7 +246,7 @@ def ground_map(cells: Sequence[Box], footprints: Mapping[str, Iterable[Box]], su
     (west, south), (east, north) = every[:, :2].min(0), every[:, 2:].max(0)
     margin = 0.04 * max(east - west, north - south)
     west, south, east, north = west - margin, south - margin, east + margin, north + margin
-    left, top, bottom_margin = 64.0, 10.0, 50.0
+    left, top, bottom_margin = 72.0, 10.0, 50.0
     scale = min((width - left - 12) / (east - west), 520 / (north - south))
     map_width, map_height = (east - west) * scale, (north - south) * scale
     height = top + map_height + bottom_margin
@@ -259,7 +259,7 @@ def ground_map(cells: Sequence[Box], footprints: Mapping[str, Iterable[Box]], su
         )
 
     parts = [
-        Markup('<rect class="sheet" x="{}" y="{}" width="{}" height="{}"/>').format(
+        Markup('<rect class="paper" x="{}" y="{}" width="{}" height="{}"/>').format(
             f"{left:g}", f"{top:g}", f"{map_width:.1f}", f"{map_height:.1f}"
         )
     ]

@@ -29,6 +29,7 @@ from sr_core.evaluation.report.summary import (
     ARMS,
     RASTER,
     SCORES,
+    TOLERANT,
     VECTOR,
     Metric,
     count,
@@ -47,11 +48,15 @@ SENSORS = {"s2": "Sentinel-2", "vhr": "VHR"}
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
 IMAGES = {"latest": "Latest Sentinel-2", "bicubic": "Bicubic", "sr": "Super-resolved", "truth": "Truth"}
 REASONS = {
-    "cloud": "cloud",
-    "shadow": "cloud shadow nearby",
-    "nodata": "no data",
+    "cloud": ("cloud", "c-cloud"),
+    "shadow": ("cloud shadow nearby", "c-shadow"),
+    "nodata": ("no data", "c-nodata"),
+    "frames": ("too few clear frames", "c-k3"),
+    "latest_age": ("latest frame too old", "c-k1"),
+    "ssim": ("SSIM too low", "c-k2"),
+    "psnr": ("PSNR too low", "c-k0"),
 }
-"""Reasons with their own colour and words; others are shown by name."""
+"""Why an acquisition or a sample is dropped: words and colour; other reasons are shown by name."""
 
 
 def write_report(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
@@ -226,11 +231,13 @@ def _flat(counts: Mapping[str, Any], prefix: str = "") -> list[str]:
 def _gate(run: Run) -> dict[str, Any] | None:
     if run.gate is None:
         return None
-    expectations = sorted(run.gate["expectations"], key=lambda item: bool(item["success"]))
+    expectations = run.gate["expectations"]
+    unmet = [item for item in expectations if not item["success"]]
     return {
         "failed": run.gate_failed,
-        "expectations": expectations,
-        "missed": [item for item in expectations if not item["success"]],
+        "missed": [item for item in unmet if item["severity"] == "critical"],
+        "warnings": [item for item in unmet if item["severity"] != "critical"],
+        "met": [item for item in expectations if item["success"]],
         "page": run.gate_page,
     }
 
@@ -239,7 +246,7 @@ def _image_labels(run: Run) -> dict[str, str]:
     gsd = run.store_attributes.get("gsd_m")
     if gsd is None:
         return dict(IMAGES)
-    return {arm: f"{label}, {gsd if arm == 'latest' else gsd / SCALE:g} m" for arm, label in IMAGES.items()}
+    return {arm: f"{label}, {gsd if arm == 'latest' else gsd / SCALE:g}\u00a0m" for arm, label in IMAGES.items()}
 
 
 def _gallery(run: Run) -> list[dict[str, Any]]:
@@ -444,11 +451,9 @@ def _reason_styles(reasons: pd.Series[str]) -> dict[str, dict[str, Any]]:
     """Reason to its label, colour and share; kept ones first, then the most frequent."""
     counts = reasons.value_counts()
     order = sorted(counts.index, key=lambda name: (name != "", -counts[name], name))
-    free = iter(range(1000))
     styles = {}
     for name in order:
-        css = "c-kept" if name == "" else f"c-{name}" if name in REASONS else f"c-k{next(free) % 4}"
-        label = "kept" if name == "" else REASONS.get(name, name.replace("_", " "))
+        label, css = REASONS.get(name, (name.replace("_", " "), "c-other")) if name else ("kept", "c-kept")
         styles[name] = {
             "css": css,
             "label": label,
@@ -507,7 +512,8 @@ def _apart(ground: Mapping[str, BaseGeometry]) -> str:
     if common:
         return f"Splits are not separate: {', '.join(common)} of ground."
     gap = min(one.distance(other) for (_, one), (_, other) in pairs)
-    return f"Samples of different splits share no ground; the nearest are {number(gap)} m apart."
+    where = f"the nearest are {number(gap)} m apart" if gap >= 0.5 else "some of them touch"
+    return f"Samples of different splits share no ground; {where}."
 
 
 def _acquisitions(run: Run) -> dict[str, Any] | None:
@@ -560,14 +566,22 @@ def _fields(run: Run) -> dict[str, Any] | None:
         }
         return {name: {a: v for a, v in values.items() if np.isfinite(v)} for name, values in found.items()}
 
-    pictures = embed([item["file"] for item in run.delineation_gallery], FIELDS_BYTES, 900)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for item, picture in zip(run.delineation_gallery, pictures, strict=True):
-        label = ARMS.get(item["arm"], str(item["arm"]).replace("_", " ").capitalize())
-        groups.setdefault(str(item["patch"]), []).append({"label": label, "picture": picture})
+    listed = run.delineation_gallery
+    pictures = iter(embed([path for item in listed for path in item["files"].values()], FIELDS_BYTES, 900))
+    groups = [
+        {
+            "title": f"{item['region']}, patch {item['patch']}",
+            "side": f"{number(item['side_m'])} m across",
+            "legend": item["legend"],
+            "pictures": [(ARMS.get(arm, arm), next(pictures)) for arm in item["files"]],
+        }
+        for item in listed
+    ]
+    references = {scores.get("n_references") for scores in run.delineation.get("vector", {}).values()} - {None}
+    vector = VECTOR | TOLERANT
     return {
         "raster": score_table(RASTER, by_metric("raster", RASTER)),
-        "vector": score_table(VECTOR, by_metric("vector", VECTOR)),
+        "vector": score_table(vector, by_metric("vector", vector), max(references) if references else None),
         "groups": groups,
     }
 

@@ -65,6 +65,6 @@
   range.addEventListener("input", move);
   viewer.addEventListener("change", (event) => { if (event.target.type === "radio") show(); });
   viewer.hidden = false;
-  document.querySelector(".sheet").open = false;
+  document.querySelector(".contact").open = false;
   show();
 })();

@@ -1,0 +1,52 @@
+"""The report stage: it takes what has finished below the root, and writes the page there and in its folder."""
+
+import json
+from pathlib import Path
+
+from components.report.main import STAGE
+from components.stage import main
+from tests.fabricated_run import configuration, fabricate
+
+
+def run(root: Path, config) -> int:
+    return main(STAGE, ["--config", config.model_dump_json(), "--root", str(root)])
+
+
+def test_page_and_numbers_lie_at_the_root_and_nothing_half_written_beside_them(tmp_path):
+    config = configuration()
+    fabricate(tmp_path, config)
+    assert run(tmp_path, config) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["evaluation"]["test"]["n_samples"] == 72
+    assert metrics == json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"report.html", "metrics.json"}
+    record = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert record["counts"] == {"stages_done": 9}
+    assert record["metrics"]["psnr_sr"] == metrics["evaluation"]["test"]["psnr"]["sr"]
+
+
+def test_report_follows_the_run(tmp_path):
+    config = configuration()
+    fabricate(tmp_path, config, ["download"])
+    assert run(tmp_path, config) == 0
+    assert "Clouds and shadows did not run" in (tmp_path / "report.html").read_text()
+    fabricate(tmp_path, config, ["cloud_shadow_filter"])
+    assert run(tmp_path, config) == 0
+    assert "Clouds and shadows did not run" not in (tmp_path / "report.html").read_text()
+    written = (tmp_path / "report.html").stat().st_mtime_ns
+    assert run(tmp_path, config) == 0, "nothing has changed"
+    assert (tmp_path / "report.html").stat().st_mtime_ns == written
+
+
+def test_report_of_an_empty_root(tmp_path):
+    assert run(tmp_path, configuration()) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"timings_s": {}}
+
+
+def test_damaged_artifact_stops_the_stage_and_is_named(tmp_path, capsys):
+    config = configuration()
+    folders = fabricate(tmp_path, config)
+    (folders["evaluate"] / "gallery" / "0-sr.png").write_bytes(b"no picture")
+    assert run(tmp_path, config) == 1
+    assert "0-sr.png: expected a picture" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
