@@ -161,6 +161,9 @@ def save_part(eopatch: EOPatch, path: Path) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)
+    for name, frame in eopatch.vector_timeless.items():
+        # geopandas 0.14 cannot write pandas 3's string columns
+        eopatch.vector_timeless[name] = frame.astype({key: object for key in frame.select_dtypes("string").columns})
     eopatch.save(str(aside), overwrite_permission=OverwritePermission.OVERWRITE_FEATURES, compress_level=1)
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
