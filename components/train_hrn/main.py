@@ -30,7 +30,10 @@ def work(context: Context) -> Result:
     statistics = read_places(context.inputs["normalize"])
     training, validation = (SampleSet.load(context.inputs["quality_gate"], split) for split in ("train", "val"))
     say(f"{len(training)} training samples, {len(validation)} for validation")
-    tracker = Tracker(
+    wandb_home = context.output / "wandb" / "home"
+    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        os.environ.setdefault(variable, str(wandb_home))  # a container's home may be read-only
+    tracking = Tracker(
         tracking_mode(),
         context.output,
         project=settings.wandb_project,
@@ -39,26 +42,27 @@ def work(context: Context) -> Result:
         name=f"{context.config.name}-{context.key[:8]}",
         config=json.loads(settings.model_dump_json()),
     )
-    trained = train(settings, training, validation, statistics, context.output, tracker.log)
     counts = {"train": len(training), "val": len(validation)}
-    meta = {
-        "frames": int(training.lr.shape[1]),
-        "normalization": {region: place.to_json() for region, place in statistics.items()},
-        "lineage": {
-            "key": context.key,
-            "samples": counts,
-            "training_samples_by_region": dict(sorted(Counter(training.region).items())),
-            "train_hrn": json.loads(settings.model_dump_json()),
-            "best_step": trained.best_step,
-        },
-        "scores": trained.scores,
-    }
-    save_bundle(context.output, trained.model, meta)
-    if len(validation):
-        shown = pictures(load_bundle(context.output), validation, statistics, 0)
-        side_by_side = np.concatenate([shown[name] for name in PICTURES], axis=1)
-        tracker.picture("validation", side_by_side, caption=f"{validation.ids[0]}: {', '.join(PICTURES)}")
-    tracker.finish(context.output, trained.scores)
+    with tracking as tracker:
+        trained = train(settings, training, validation, statistics, context.output, tracker.log)
+        meta = {
+            "frames": int(training.lr.shape[1]),
+            "normalization": {region: place.to_json() for region, place in statistics.items()},
+            "lineage": {
+                "key": context.key,
+                "samples": counts,
+                "training_samples_by_region": dict(sorted(Counter(training.region).items())),
+                "train_hrn": json.loads(settings.model_dump_json()),
+                "best_step": trained.best_step,
+            },
+            "scores": trained.scores,
+        }
+        save_bundle(context.output, trained.model, meta)
+        if len(validation):
+            shown = pictures(load_bundle(context.output), validation, statistics, 0)
+            side_by_side = np.concatenate([shown[name] for name in PICTURES], axis=1)
+            tracker.picture("validation", side_by_side, f"{validation.ids[0]}: {', '.join(PICTURES)}")
+        tracker.bundle(context.output, trained.scores)
     parameters = sum(weights.numel() for weights in trained.model.parameters())
     return Result(
         counts={"samples": counts, "steps": settings.steps, "best_step": trained.best_step, "parameters": parameters},

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from sr_core import BANDS, REFLECTANCE_SCALE
 from sr_core.errors import ArtifactError, DataError
@@ -100,7 +100,7 @@ def save_bundle(folder: Path, model: HighResNet, meta: Mapping[str, Any]) -> Non
     }
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     aside = folder / f".{WEIGHTS}"
-    save_file(weights, aside)
+    aside.write_bytes(save(weights))
     aside.replace(folder / WEIGHTS)
     aside = folder / f".{DESCRIPTION}"
     aside.write_text(json.dumps(description, indent=1), encoding="utf-8")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sr_core.models.bundle import DESCRIPTION, WEIGHTS
 from sr_core.progress import say
 
 Mode = Literal["online", "offline", "disabled"]
@@ -35,10 +37,16 @@ class Tracker:
         """An RGB image (H,W,3)."""
         self._guard(lambda: self._picture(name, image, caption))
 
-    def finish(self, bundle: Path | None = None, scores: Mapping[str, float] | None = None) -> None:
-        """Add the bundle's files as an artifact, the scores to the summary, and close the run."""
-        self._guard(lambda: self._finish(bundle, scores or {}))
-        self.run = None
+    def bundle(self, folder: Path, scores: Mapping[str, float]) -> None:
+        """The bundle's files as an artifact, and its scores in the run's summary."""
+        self._guard(lambda: self._bundle(folder, scores))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the run; after an error it shows as failed."""
+        self._guard(lambda: self.run and self.run.finish(exit_code=0 if kind is None else 1))
 
     def _start(self, mode: Mode, folder: Path, project: str, run_id: str, name: str, config: Mapping[str, Any]) -> None:
         if mode == "disabled":
@@ -52,6 +60,7 @@ class Tracker:
             id=run_id,
             name=name,
             resume="allow",
+            reinit="create_new",
             config=dict(config),
             settings=wandb.Settings(
                 console="off", disable_git=True, x_disable_stats=True, silent=True, init_timeout=30
@@ -64,18 +73,15 @@ class Tracker:
 
             self.run.log({name: wandb.Image(image, caption=caption)})
 
-    def _finish(self, bundle: Path | None, scores: Mapping[str, float]) -> None:
-        if not self.run:
-            return
-        import wandb
+    def _bundle(self, folder: Path, scores: Mapping[str, float]) -> None:
+        if self.run:
+            import wandb
 
-        self.run.summary.update(dict(scores))
-        if bundle is not None:
+            self.run.summary.update(dict(scores))
             artifact = wandb.Artifact(f"{self.run.project}-bundle", type="model")
-            for name in ("model.safetensors", "model.json"):
-                artifact.add_file(str(bundle / name))
+            for name in (WEIGHTS, DESCRIPTION):
+                artifact.add_file(str(folder / name))
             self.run.log_artifact(artifact)
-        self.run.finish(quiet=True)
 
     def _guard(self, action: Callable[[], Any]) -> None:
         try:
@@ -83,4 +89,6 @@ class Tracker:
         except Exception as error:
             # whatever W&B raises: no network, a full disk, a wrong key
             say(f"W&B: {type(error).__name__}: {error}; training goes on without it")
-            self.run = None
+            run, self.run = self.run, None
+            with suppress(Exception):
+                run and run.finish(exit_code=1)

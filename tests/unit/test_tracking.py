@@ -1,0 +1,49 @@
+"""Weights & Biases: files without a key, and no trouble for the training."""
+
+import numpy as np
+import pytest
+
+from sr_core.training.tracking import Tracker
+
+
+def track(mode, folder):
+    return Tracker(mode, folder, project="p", run_id="abc", name="n", config={"steps": 3})
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "wandb-home"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def test_a_run_continues_under_its_own_id(bundle, capsys):
+    for step in (1, 2):
+        with track("offline", bundle) as tracker:
+            assert tracker.run.id == "abc"
+            tracker.log({"step": step, "loss": 0.5})
+            tracker.picture("validation", np.zeros((8, 8, 3), np.uint8), "chip")
+            tracker.bundle(bundle, {"val_psnr": 39.0})
+            assert tracker.run is not None
+    assert list((bundle / "wandb").glob("offline-run-*-abc/run-abc.wandb"))
+    assert "W&B" not in capsys.readouterr().err
+
+
+def test_disabled_leaves_nothing(bundle):
+    with track("disabled", bundle) as tracker:
+        tracker.log({"step": 1, "loss": 0.5})
+    assert not (bundle / "wandb").exists()
+
+
+def test_trouble_is_said_and_does_not_stop_training(bundle, capsys):
+    with track("online", bundle) as tracker:
+        assert tracker.run is None
+        tracker.log({"step": 1, "loss": 0.5})
+    assert "training goes on without it" in capsys.readouterr().err
+    with track("offline", bundle) as tracker:
+        tracker.bundle(bundle / "missing", {})
+        tracker.log({"step": 1, "loss": 0.5})
+    assert "training goes on without it" in capsys.readouterr().err
