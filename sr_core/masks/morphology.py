@@ -13,16 +13,14 @@ def dilate(mask: Mask, radius: float) -> Mask:
     """All pixels of (H, W) within `radius` pixels of the mask."""
     if radius <= 0 or not mask.any():
         return mask.copy()
-    near: Mask = distance_transform_edt(~mask) <= radius
-    return near
+    return np.asarray(distance_transform_edt(~mask) <= radius, bool)
 
 
 def erode(mask: Mask, radius: float) -> Mask:
     """Pixels of (H, W) farther than `radius` pixels from all outside the mask; the edge is not outside."""
     if radius <= 0 or mask.all():
         return mask.copy()
-    far: Mask = distance_transform_edt(mask) > radius
-    return far
+    return np.asarray(distance_transform_edt(mask) > radius, bool)
 
 
 def opening(mask: Mask, radius: float) -> Mask:

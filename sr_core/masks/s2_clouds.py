@@ -18,22 +18,22 @@ from sr_core.masks.morphology import Mask, closing, dilate, opening
 Reflectance = NDArray[np.float32]
 
 CLEAR_QUANTILE = 0.25
-"""A pixel's clear look over the whole series: more than a quarter of its dates are clear, few are in shadow."""
+"""A pixel's clear look over the whole series: most series have more clear dates than that, and fewer in shadow."""
 SIDE_FRAMES = 5
 """Its look before and after a date comes from this many frames on each side, ..."""
 SIDE_RANK = 1
 """... from the second darkest of them: the darkest may be in shadow."""
 MOST_CHANGE = 0.04
-"""Ground departs from its clear look by less than this in blue, however it changes; more was cloud on both sides too."""
+"""Ground departs from its clear look by less than this in blue, however it changes; more was cloud."""
 BRIGHTEST_GROUND = 0.20
-"""Blue of the brightest ground wider than a few pixels (salt, sand); a brighter clear look was always cloudy."""
+"""Blue of the brightest ground wider than a few pixels (salt, sand); a brighter look was cloudy."""
 
 CLOUD_RISE = 0.025
 """A cloud raises blue by this over the ground before and after."""
 CLOUD_HOT = 0.018
 """And it raises blue - red / 2: bare soil raises red twice as much as blue, so that this stays."""
-RELATIVE_RISE = 0.3
-"""And it raises blue by this share of the ground's own: gain and sun angle change bright ground most."""
+RELATIVE_RISE = 0.4
+"""And it raises blue by this share of the ground's own: sun and gain change bright ground most."""
 MIN_CLOUD_BLUE = 0.06
 """Nothing darker in blue is cloud."""
 
@@ -41,9 +41,13 @@ SHADOW_NIR = 0.72
 """A shadow leaves at most this share of the darker of the near infrareds before and after, ..."""
 SHADOW_RED = 0.9
 """... and of the red: a ploughed or flooded field darkens one of the two only."""
-SHADOW_REACH_PX = 80
-"""Shadows fall within this many pixels (800 m) of a cloud: a top at 1 km under a sun 50 degrees from zenith gives 1.2 km,
-the patch rarely shows more."""
+SHADOW_REACH_PX = 150
+"""Shadows fall within this many pixels (1.5 km) of a cloud: those of tops at 1.3 km under a sun 50 degrees from
+zenith, and farther away dark ground is more often something else."""
+
+DEEP_NIR, DEEP_RED = 0.65, 0.8
+"""So dark in both, and wider than twice `DEEP_PX` pixels, it is the shadow of a cloud outside the patch."""
+DEEP_PX = 3.0
 
 SMOOTH_PX = 1.0
 """Noise and misregistered edges are narrower than clouds."""
@@ -51,14 +55,27 @@ SMALLEST_PX = 2.0
 """Clouds and shadows are wider than twice this many pixels; roofs and edges are not."""
 GAP_PX = 3.0
 
+VEIL_FROM = 0.05
+"""A frame with more cloud than this may hold thin cloud between, ..."""
+VEIL_CORRELATION = 0.7
+"""... if its open ground does not correlate with that of any neighbour: clear frames among clear ones reach 0.74."""
+VEIL_NEIGHBOURS = 4
+MIN_OPEN = 0.3
+"""Less open ground than this has too little detail to compare."""
+VEIL_RISE = 0.010
+VEIL_HOT = 0.008
+"""Then these smaller rises, over the darker of the ground before and after, are cloud."""
+
 HAZE_CONTRAST = 0.8
 """A frame under haze or cirrus keeps less than this of the contrast of clear ground in every visible band, ..."""
 HAZE_RISE = 0.01
-"""... and its darkest ground is brighter than on the clearer dates by this in every band."""
+"""... and its darkest ground is brighter than on clearer dates by this in every band."""
+HAZE_HOT = 0.007
+"""Its darkest ground gains this in blue - red / 2: haze scatters blue, fields of another season do not."""
 DARK_PERCENT = 1.0
 DETAIL_PX = 6.0
 """Contrast is measured on detail finer than this many pixels."""
-COVERED = 0.6
+COVERED = 0.8
 """A frame with more cloud and shadow than this shows no ground that can be trusted: it is flagged whole."""
 
 
@@ -73,12 +90,15 @@ def cloud_mask(bands: Reflectance, valid: Mask) -> Mask:
     clear = _clear_look(seen)
     cloud = np.zeros(valid.shape, bool)
     for index in range(len(bands)):
-        cloud[index] = _clouds(seen[index], _brighter_side(seen, clear, index)) & valid[index]
+        look = _brighter_side(seen, clear, index)
+        cloud[index] = _clouds(seen[index], look, CLOUD_RISE, CLOUD_HOT, RELATIVE_RISE) & valid[index]
     hidden = cloud.copy()
     ground = np.where(cloud[..., None], np.nan, seen)
     for index in range(len(bands)):
-        if cloud[index].any():
-            hidden[index] |= _shadows(seen[index], _darker_side(ground, clear, index), cloud[index]) & valid[index]
+        hidden[index] |= _shadows(seen[index], _darker_side(ground, clear, index), cloud[index]) & valid[index]
+    for index in _veiled_frames(seen, hidden):
+        ground_look = _darker_side(ground, clear, index)
+        hidden[index] |= _clouds(seen[index], ground_look, VEIL_RISE, VEIL_HOT, 0.0) & valid[index]
     for index in np.flatnonzero(_hazed_frames(seen, hidden, clear)):
         hidden[index] = valid[index]
     return hidden
@@ -129,34 +149,64 @@ def _darker_side(ground: Reflectance, clear: Reflectance, index: int) -> Reflect
     return np.where(np.isfinite(look), look, clear)
 
 
-def _clouds(frame: Reflectance, ground: Reflectance) -> Mask:
+def _clouds(frame: Reflectance, ground: Reflectance, least_rise: float, least_hot: float, share: float) -> Mask:
+    """Where a frame (H, W, 4) is brighter than the ground by `least_rise` and by `share` of the ground's blue."""
     rise = _smooth(frame[..., 0] - ground[..., 0])
     hot = _smooth((frame[..., 0] - ground[..., 0]) - 0.5 * (frame[..., 2] - ground[..., 2]))
-    needed = np.maximum(CLOUD_RISE, RELATIVE_RISE * ground[..., 0])
-    cloud = (rise > needed) & (hot > CLOUD_HOT) & (frame[..., 0] > MIN_CLOUD_BLUE)
+    cloud = (rise > np.maximum(least_rise, share * ground[..., 0])) & (hot > least_hot)
+    cloud &= frame[..., 0] > MIN_CLOUD_BLUE
     return closing(opening(cloud, SMALLEST_PX), GAP_PX)
 
 
+def _veiled_frames(seen: Reflectance, hidden: Mask) -> list[int]:
+    """Frames with some cloud whose open ground looks like that of none of their neighbours."""
+    open_ground = np.isfinite(seen[..., 0]) & ~hidden
+    area = np.isfinite(seen[..., 0]).sum(axis=(1, 2))
+    veiled = []
+    for index in range(len(seen)):
+        share = open_ground[index].sum() / max(1, area[index])
+        if not MIN_OPEN < share < 1 - VEIL_FROM:
+            continue
+        around = [near for near in range(index - VEIL_NEIGHBOURS, index + VEIL_NEIGHBOURS + 1) if near != index]
+        likeness = [
+            _likeness(seen[index], seen[near], open_ground[index] & open_ground[near])
+            for near in around
+            if 0 <= near < len(seen) and (open_ground[index] & open_ground[near]).sum() > MIN_OPEN * area[index] / 2
+        ]
+        if likeness and max(likeness) < VEIL_CORRELATION:
+            veiled.append(index)
+    return veiled
+
+
+def _likeness(frame: Reflectance, other: Reflectance, both: Mask) -> float:
+    """Correlation of two frames' fine detail over the ground open in both; the least of the visible bands."""
+    details = [[_detail(image[..., band], both)[both] for image in (frame, other)] for band in range(3)]
+    return min(float(np.corrcoef(now, then)[0, 1]) for now, then in details)
+
+
 def _shadows(frame: Reflectance, ground: Reflectance, cloud: Mask) -> Mask:
-    dark = _smooth(frame[..., 3]) < SHADOW_NIR * _smooth(ground[..., 3])
-    dark &= _smooth(frame[..., 2]) < SHADOW_RED * _smooth(ground[..., 2])
-    return opening(dark & ~cloud & dilate(cloud, SHADOW_REACH_PX), SMALLEST_PX)
+    nir = _smooth(frame[..., 3]) / np.maximum(_smooth(ground[..., 3]), 1e-4)
+    red = _smooth(frame[..., 2]) / np.maximum(_smooth(ground[..., 2]), 1e-4)
+    near = (nir < SHADOW_NIR) & (red < SHADOW_RED) & ~cloud & dilate(cloud, SHADOW_REACH_PX)
+    deep = (nir < DEEP_NIR) & (red < DEEP_RED) & ~cloud
+    return opening(near, SMALLEST_PX) | opening(deep, DEEP_PX)
 
 
 def _hazed_frames(seen: Reflectance, hidden: Mask, clear: Reflectance) -> Mask:
     """Frames (T,) whose ground is veiled as a whole, or hidden for the most part."""
-    known = np.isfinite(seen[..., 0])
+    known: Mask = np.isfinite(seen[..., 0])
     frames = np.where((hidden | ~known)[..., None], np.nan, seen)
     area = known.sum(axis=(1, 2))
     open_ground = np.isfinite(frames[..., 0]).sum(axis=(1, 2))
-    hazed = open_ground < (1 - COVERED) * area
+    hazed: Mask = np.asarray(open_ground < (1 - COVERED) * area, bool)
     usable = np.flatnonzero(~hazed & (area > 0))
     if len(usable) < 2:
         return hazed
     dark = np.stack([np.nanpercentile(frames[index], DARK_PERCENT, axis=(0, 1)) for index in usable])
     rise = dark - np.quantile(dark, CLEAR_QUANTILE, axis=0)
     for index, risen in zip(usable, rise, strict=True):
-        hazed[index] = (risen > HAZE_RISE).all() and (_contrast(frames[index], clear) < HAZE_CONTRAST).all()
+        veil = (risen > HAZE_RISE).all() and risen[0] - 0.5 * risen[2] > HAZE_HOT
+        hazed[index] = veil and (_contrast(frames[index], clear) < HAZE_CONTRAST).all()
     return hazed
 
 
