@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 from rasterio.transform import Affine
+from scipy.ndimage import maximum_filter
 from scipy.sparse import csr_array
 
 from sr_core.radiometry.resample import Image
@@ -147,13 +148,20 @@ class Scene:
         treeless = np.array([0.0, *(float(face.surface in (*ROOFS, "yard")) for face in faces)], np.float32)
         canopy, crown, tone, conifer = _crowns(land.trees, self.raster, self.seed)
         canopy *= 1 - (self.coverage @ treeless).reshape(self.raster.shape)
-        self.height = np.maximum(built, crown * (canopy > 0))
+        standing = np.array([0.0, *(float(face.height > 0) for face in faces)], np.float32)
+        walls = (self.coverage @ standing).reshape(self.raster.shape)
+        roof = built / np.maximum(walls, 1e-6)
+        self.solid = np.maximum(walls, canopy)
+        top = np.where(walls > 0, roof, crown * (canopy > 0))
+        self.height = np.asarray(self.solid * top, np.float32)
+        # an edge pixel throws its share of the shadow of the full height
+        self.top = maximum_filter(top.astype(np.float32), 3)
         self.wooded = np.flatnonzero(canopy)
         self.canopy = canopy.ravel()[self.wooded]
         self.tone, self.conifer = tone.ravel()[self.wooded], conifer.ravel()[self.wooded]
         down, right = np.gradient(self.height, self.raster.gsd)
         self.slope = np.stack([np.clip(g.ravel()[self.wooded], -1.4, 1.4) for g in (down, right)])
-        self.highest = float(self.height.max(initial=0.0))
+        self.highest = float(self.top.max(initial=0.0))
 
     def reflectance(self, day: dt.date, sun: Sun) -> Image:
         """Reflectance (4, H, W) of the land in that light, without an atmosphere."""
@@ -189,33 +197,36 @@ class Scene:
 
         Follows the ray to the sun over the height map, a pixel at a time.
         """
-        height = self.height
         rise = self.raster.gsd * math.tan(sun.elevation)
         down, right = sun.toward
         major = max(abs(down), abs(right))
-        steps = int(self.highest / (rise / major)) + 1
-        horizon = np.zeros_like(height)
+        rise, down, right = rise / major, down / major, right / major
+        steps = int(self.highest / rise) + 1
+        around = steps + 1
+        top, solid = np.pad(self.top, around), np.pad(self.solid, around)
+        shadow = np.zeros_like(self.height)
         for step in range(1, steps + 1):
-            dy, dx = step * down / major, step * right / major
-            y0, x0 = math.floor(dy), math.floor(dx)
-            fy, fx = dy - y0, dx - x0
-            seen = _shifted(height, y0, x0)
-            if fy > 1e-9:
-                seen = (1 - fy) * seen + fy * _shifted(height, y0 + 1, x0)
-            elif fx > 1e-9:
-                seen = (1 - fx) * seen + fx * _shifted(height, y0, x0 + 1)
-            np.maximum(horizon, seen - np.float32(step * rise / major), out=horizon)
-        return np.asarray(np.clip((horizon - height) / PENUMBRA_M, 0.0, 1.0), np.float32)
+            at = around + step * down, around + step * right
+            blocked = _looked_up(top, at, shadow.shape)
+            blocked -= np.float32(step * rise)
+            blocked -= self.height
+            blocked *= np.float32(1 / PENUMBRA_M)
+            np.clip(blocked, 0.0, 1.0, out=blocked)
+            blocked *= _looked_up(solid, at, shadow.shape)
+            np.maximum(shadow, blocked, out=shadow)
+        return shadow
 
 
-def _shifted(image: Image, down: int, right: int) -> Image:
-    """The image as seen `down` and `right` pixels further on; nothing beyond its edges."""
-    result = np.zeros_like(image)
-    rows, columns = image.shape
-    result[max(0, -down) : rows - max(0, down), max(0, -right) : columns - max(0, right)] = image[
-        max(0, down) : rows + min(0, down), max(0, right) : columns + min(0, right)
-    ]
-    return result
+def _looked_up(image: Image, at: tuple[float, float], shape: tuple[int, int]) -> Image:
+    """A window of an image from row and column `at` on; at least one of them is whole, the other is interpolated."""
+    y, x = math.floor(at[0] + 1e-6), math.floor(at[1] + 1e-6)
+    part = max(at[0] - y, 0.0), max(at[1] - x, 0.0)
+    here = image[y : y + shape[0], x : x + shape[1]]
+    further = (1, 0) if part[0] > part[1] else (0, 1)
+    y, x = y + further[0], x + further[1]
+    there = image[y : y + shape[0], x : x + shape[1]]
+    weight = np.float32(max(part))
+    return (np.float32(1) - weight) * here + weight * there
 
 
 def _coverage(labels: NDArray[np.int32], faces: int) -> tuple[csr_array, NDArray[np.int32]]:
