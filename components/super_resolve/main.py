@@ -110,7 +110,7 @@ def bundle_folder(context: Context) -> Path:
     if "train_hrn" in context.inputs:
         return context.inputs["train_hrn"]
     raise ArtifactError(
-        "super_resolve: found no model; set super_resolve.bundle to the folder of a model bundle, or run train_hrn first"
+        "super_resolve: found no model; set super_resolve.bundle to the folder of a bundle, or run train_hrn first"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -317,17 +318,21 @@ def _write(raster: Any, image: NDArray[np.uint16], row: int, column: int) -> Non
 
 def _to_cog(raw: Path, path: Path, nodata: int, tags: Mapping[str, str]) -> None:
     """Rewrite a tiled GeoTIFF as a COG, and delete it. Raises `ArtifactError` where the result is not one."""
+    with rasterio.open(raw) as source:
+        longer = max(source.shape)
     cog_translate(
         raw,
         path,
         {**cog_profiles.get("deflate"), "predictor": 2, "blockxsize": TILE, "blockysize": TILE, "bigtiff": "IF_SAFER"},
         nodata=nodata,
+        # until the longer side fits into a tile; by itself rio-cogeo stops at the shorter one
+        overview_level=max(0, math.ceil(math.log2(longer / TILE))),
         overview_resampling="average",
         in_memory=False,
         additional_cog_metadata=dict(tags),
         quiet=True,
     )
     raw.unlink()
-    valid, errors, _ = cog_validate(path, strict=True)
+    valid, errors, warnings = cog_validate(path, strict=True, quiet=True)
     if not valid:
-        raise ArtifactError(f"{path}: not a valid cloud-optimised GeoTIFF: {'; '.join(errors)}")
+        raise ArtifactError(f"{path}: not a valid cloud-optimised GeoTIFF: {'; '.join([*errors, *warnings])}")
