@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sr_core.config import TrainHRN
-from sr_core.errors import DataError
+from sr_core.errors import ArtifactError, DataError
 from sr_core.evaluation.baselines import bicubic_latest
 from sr_core.evaluation.metrics import decibel
 from sr_core.models.highresnet import HighResNet
@@ -85,7 +85,7 @@ def train(
     history: list[Record] = []
     done, seconds = 0, 0.0
     if (folder / CHECKPOINT).exists():
-        saved = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
+        saved = _read_checkpoint(folder / CHECKPOINT, device)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         average, best, history = saved["average"], saved["best"], saved["history"]
@@ -199,6 +199,15 @@ class Judge:
         settings = self.settings
         registration = Registration(settings.registration_px, settings.registration_step_px)
         return registered_error(sr, hr, clear, registration, kind, settings.remove_bias)
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        # torch raises many kinds for a damaged file
+        raise ArtifactError(f"{path}: cannot be read ({error}); delete it to train from the start") from error
+    return saved
 
 
 def _follow(average: Weights, weights: Weights, decay: float) -> None:

@@ -8,12 +8,12 @@ of 34 million parameters predicts; a search over half pixels, as Cornebise et al
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sr_core.training.losses import LossName, masked_error
 
@@ -56,7 +56,8 @@ def registered_error(
         return masked_error(sr, hr, clear, kind, bias_removed)
     chosen = best_shifts(sr, hr, clear, registration, kind, bias_removed)
     inside = _inside(hr.shape[-2], hr.shape[-1], registration.border)
-    moved = torch.stack([shift(image[None], down, across)[0] for image, (down, across) in zip(sr, chosen, strict=True)])
+    down, across = zip(*chosen, strict=True)
+    moved = shift(sr, down, across)
     return masked_error(moved[..., *inside], hr[..., *inside], clear[..., *inside], kind, bias_removed)
 
 
@@ -72,40 +73,42 @@ def best_shifts(
     """The (rows, columns) by which each image must move to fit the truth best, in high-resolution pixels."""
     inside = _inside(hr.shape[-2], hr.shape[-1], registration.border)
     hr, clear = hr[..., *inside], clear[..., *inside]
+    count = len(sr)
     grid, errors = [], []
     for down in registration.shifts:
-        rows_moved = shift(sr, down, 0.0)
+        rows_moved = shift(sr, [down] * count, [0.0] * count)
         for across in registration.shifts:
-            moved = shift(rows_moved, 0.0, across)[..., *inside]
+            moved = shift(rows_moved, [0.0] * count, [across] * count)[..., *inside]
             grid.append((down, across))
             errors.append(masked_error(moved, hr, clear, kind, bias_removed))
     return [grid[index] for index in torch.stack(errors).argmin(dim=0).tolist()]
 
 
-def shift(image: Tensor, down: float, across: float) -> Tensor:
-    """Move (B,C,H,W) by `down` rows and `across` columns, any fraction; edges are replicated."""
-    if down:
-        image = _convolve(image.transpose(-2, -1), down).transpose(-2, -1)
-    return _convolve(image, across) if across else image
+def shift(images: Tensor, down: Sequence[float], across: Sequence[float]) -> Tensor:
+    """Move each of (B,C,H,W) by its own `down` rows and `across` columns, any fraction; edges are replicated.
 
-
-def _convolve(image: Tensor, distance: float) -> Tensor:
-    whole = math.floor(distance + 0.5)
-    reach = abs(whole) + LOBES
-    kernel = _lanczos(distance, reach).to(image)
-    padded = F.pad(image, (reach, reach, 0, 0), mode="replicate")
-    batch, bands, rows, columns = padded.shape
-    flat = padded.reshape(batch * bands * rows, 1, columns)
-    return F.conv1d(flat, kernel[None, None]).reshape(batch, bands, rows, -1)
+    Lanczos interpolation with 3 lobes, as a product with one matrix a direction: faster than a convolution with a
+    single channel.
+    """
+    for distances, axis in ((down, -2), (across, -1)):
+        if any(distances):
+            matrix = torch.stack([_lanczos(images.shape[axis], distance) for distance in distances])[:, None]
+            matrix = matrix.to(images)
+            images = matrix @ images if axis == -2 else images @ matrix.transpose(-2, -1)
+    return images
 
 
 @cache
-def _lanczos(distance: float, reach: int) -> Tensor:
-    # Normalised to a sum of one: the plain kernel changes the brightness by up to 1 % (Lanczos 3, fractions).
-    # A double keeps integer shifts exact.
-    x = torch.arange(-reach, reach + 1, dtype=torch.float64) + distance
-    kernel = torch.where(x.abs() < LOBES, torch.sinc(x) * torch.sinc(x / LOBES), 0.0)
-    return kernel / kernel.sum()
+def _lanczos(size: int, distance: float) -> Tensor:
+    """(size, size): row i samples position i - distance. Rows sum to one; the plain kernel brightens by up to 1 %."""
+    position = torch.arange(size, dtype=torch.float64) - distance
+    taps = position.floor()[:, None] + torch.arange(1 - LOBES, LOBES + 1)
+    x = taps - position[:, None]
+    weights = torch.where(x.abs() < LOBES, torch.sinc(x) * torch.sinc(x / LOBES), 0.0)
+    weights /= weights.sum(dim=1, keepdim=True)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix.scatter_add_(1, taps.clamp(0, size - 1).long(), weights)
+    return matrix.float()
 
 
 def _inside(rows: int, columns: int, border: int) -> tuple[slice, slice]:

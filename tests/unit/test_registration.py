@@ -21,17 +21,24 @@ def waves(down: float = 0.0, across: float = 0.0, side: int = 40) -> torch.Tenso
 
 @pytest.mark.parametrize("distance", [(1.0, 0.0), (-2.0, 1.0), (0.5, -0.5), (0.0, 1.5), (0.25, 0.75)])
 def test_shift_moves_the_image(distance):
-    moved = shift(waves(), *distance)
+    moved = shift(waves(), [distance[0]] * 3, [distance[1]] * 3)
     torch.testing.assert_close(moved[..., 6:-6, 6:-6], waves(*distance)[..., 6:-6, 6:-6], atol=0.02, rtol=0)
+
+
+def test_each_image_has_its_own_shift():
+    moved = shift(waves(), [0.0, 1.0, 0.5], [0.5, 0.0, 0.0])
+    for index, distance in enumerate([(0.0, 0.5), (1.0, 0.0), (0.5, 0.0)]):
+        expected = waves(*distance)[index]
+        torch.testing.assert_close(moved[index][..., 6:-6, 6:-6], expected[..., 6:-6, 6:-6], atol=0.02, rtol=0)
 
 
 def test_shift_keeps_brightness():
     flat = torch.full((1, 1, 16, 16), 0.37)
-    torch.testing.assert_close(shift(flat, 0.5, 1.3), flat)
+    torch.testing.assert_close(shift(flat, [0.5], [1.3]), flat)
 
 
 def test_whole_pixels_are_exact():
-    torch.testing.assert_close(shift(waves(), 2.0, -1.0)[..., 2:, :-1], waves()[..., :-2, 1:])
+    torch.testing.assert_close(shift(waves(), [2.0] * 3, [-1.0] * 3)[..., 2:, :-1], waves()[..., :-2, 1:])
 
 
 @pytest.mark.parametrize("known", [(0.0, 0.0), (1.0, -0.5), (-1.0, 1.0), (0.5, 0.0)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sr_core.config import TrainHRN
-from sr_core.errors import DataError
+from sr_core.errors import ArtifactError, DataError
 from sr_core.training import loop
 from sr_core.training.loop import learning_rate, train
 from tests.sample_sets import PLACES, sample_set
@@ -59,6 +59,9 @@ def test_a_finished_training_only_reads_its_checkpoint(tmp_path):
     again = train(settings(steps=8), samples, validation, PLACES, tmp_path)
     assert first.scores == again.scores
     assert not list(tmp_path.glob(".*"))
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(ArtifactError, match=r"checkpoint\.pt: cannot be read"):
+        train(settings(steps=8), samples, validation, PLACES, tmp_path)
 
 
 def test_one_sample_is_learnt_beyond_bicubic(tmp_path):
