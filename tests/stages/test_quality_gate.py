@@ -30,8 +30,8 @@ DATES = [dt.datetime(2020, 6, 1, 10) + n * dt.timedelta(days=5) for n in range(5
 VHR_DATE = dt.datetime(2020, 6, 22, 12)
 RADIANCE_SCALE = 100.0
 GATE = {
-    "chip_px": 8,
-    "stride_px": 8,
+    "chip_px": 16,
+    "stride_px": 16,
     "frames": 4,
     "max_latest_age_days": 10,
     "min_samples": {"train": 8, "val": 1, "test": 1},
@@ -108,11 +108,11 @@ def test_vhr_pairs_through_the_stage(tmp_path):
     record = stage.run(program.STAGE, config(), str(tmp_path))
     assert record["outputs"] == {"verdict": "pass"}
     store = SampleStore(tmp_path / "samples")
-    assert (store.pairing, store.gsd_m, store.shape) == ("vhr", 10.0, (4, 4, 8, 8))
+    assert (store.pairing, store.gsd_m, store.shape) == ("vhr", 10.0, (4, 4, 16, 16))
     counts = record["counts"]
-    # a VHR acquisition over 64 chips a cell; a cell a block, one of five for each of validation and test
-    assert counts == {"samples": 320, "kept": 320, "dropped": {}, "train": 192, "val": 64, "test": 64}
-    assert record["metrics"] == {"samples": 320, "kept": 320}
+    # a VHR acquisition over 16 chips a cell; a cell a block, one of five for each of validation and test
+    assert counts == {"samples": 80, "kept": 80, "dropped": {}, "train": 48, "val": 16, "test": 16}
+    assert record["metrics"] == {"samples": 80, "kept": 80}
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
         ".key", "data_docs", "gate.html", "gate.json", "run.json", "samples.parquet", "samples.zarr",
     ]  # fmt: skip
@@ -128,9 +128,9 @@ def test_wald_pairs_where_there_is_no_vhr(tmp_path):
     record = stage.run(program.STAGE, config(), str(tmp_path))
     store = SampleStore(tmp_path / "samples")
     assert (store.pairing, store.gsd_m) == ("wald", 40.0)
-    # 16 pixels of 40 m a cell: four chips, five dates, the first of them without an earlier frame
-    assert record["counts"]["samples"] == 5 * 4 * 5
-    assert record["counts"]["dropped"] == {"frames": 20} and record["metrics"]["dropped_frames"] == 20
+    # 16 pixels of 40 m a cell: one chip, five dates, the first of them without an earlier frame
+    assert record["counts"]["samples"] == 5 * 5
+    assert record["counts"]["dropped"] == {"frames": 5} and record["metrics"]["dropped_frames"] == 5
 
 
 def test_a_set_that_fails_ends_well_with_its_verdict(tmp_path):
@@ -170,9 +170,9 @@ def test_killed_after_a_patch_it_goes_on_and_ends_in_the_same_bytes(tmp_path, mo
 @pytest.mark.parametrize(
     ("inputs", "gate", "message"),
     [
-        ({"vhr": False, "s2_reason": "cloud"}, {}, r"none of 100 candidate samples .* 100 times the truth is cloudy"),
-        ({"vhr_reason": "shadow"}, {}, r"none of 320 candidate samples .* 320 times the truth may be shadowed"),
-        ({"s2_reason": "cloud"}, {}, r"320 times fewer than quality_gate.min_frames = 2 clear frames"),
+        ({"vhr": False, "s2_reason": "cloud"}, {}, r"none of 25 candidate samples .* 25 times the truth is cloudy"),
+        ({"vhr_reason": "shadow"}, {}, r"none of 80 candidate samples .* 80 times the truth may be shadowed"),
+        ({"s2_reason": "cloud"}, {}, r"80 times fewer than quality_gate.min_frames = 2 clear frames"),
         ({"vhr": False}, {"pairing": "vhr"}, r"pairing: found 'vhr', but none of 5 patches has VHR"),
         ({"vhr": False}, {"chip_px": 32}, r"chip_px: a chip of 32 pixels of 40 m is 1280 m wide and fits nowhere"),
         ({"vhr": False}, {"split": {"test_boxes": [[0, 0, 9e6, 9e6]], "test_from": "2021-01-01"}}, r"no candidate"),
