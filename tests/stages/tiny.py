@@ -4,7 +4,7 @@ from pathlib import Path
 
 TINY = """
 name: tiny
-area: {region: farmland, crs: EPSG:32634, bbox: [682080, 6134080, 684000, 6135360]}
+area: {region: farmland, crs: EPSG:32634, bbox: [682240, 6134400, 684160, 6135680]}
 period: {start: 2020-05-01, end: 2020-06-30}
 source: {kind: simulated, seed: 7, vhr_dates: [2020-06-05, 2020-06-25], vhr_cloudy_share: 0.0}
 grid: {cell_m: 640, buffer_m: 80}
