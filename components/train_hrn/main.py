@@ -18,6 +18,7 @@ from sr_core.models.bundle import load_bundle, save_bundle
 from sr_core.models.normalization import read_places
 from sr_core.progress import say
 from sr_core.samples.dataset import SampleSet
+from sr_core.samples.store import SampleStore
 from sr_core.training.loop import train
 from sr_core.training.tracking import Mode, Tracker
 
@@ -42,6 +43,7 @@ def work(context: Context) -> Result:
         name=f"{context.config.name}-{context.key[:8]}",
         config=json.loads(settings.model_dump_json()),
     )
+    store = SampleStore(context.inputs["quality_gate"])
     counts = {"train": len(training), "val": len(validation)}
     with tracking as tracker:
         trained = train(settings, training, validation, statistics, context.output, tracker.log)
@@ -51,6 +53,9 @@ def work(context: Context) -> Result:
             "lineage": {
                 "key": context.key,
                 "samples": counts,
+                # products say at which scale the network learned
+                "gsd_m": store.gsd_m,
+                "pairing": store.pairing,
                 "training_samples_by_region": dict(sorted(Counter(training.region).items())),
                 "train_hrn": json.loads(settings.model_dump_json()),
                 "best_step": trained.best_step,

@@ -14,7 +14,7 @@ MAX_SIDE = 900
 """Pixels of the picture's longer side."""
 DPI = 100
 STRETCH = (1.0, 99.0)
-"""Percentiles of all three bands together that become black and white, so that colours keep their balance."""
+"""Percentiles of each band that become black and full: top-of-atmosphere blue is lifted by the air's own light."""
 
 
 def write_quicklook(product: Path, path: Path, title: str, attribution: str) -> None:
@@ -39,10 +39,10 @@ def write_quicklook(product: Path, path: Path, title: str, attribution: str) -> 
 
 
 def stretch(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(3,H,W) to [0, 1] between two percentiles of what is not 0; where a pixel is 0 it becomes white."""
+    """(3,H,W) to [0, 1], each band between two percentiles of what is not 0; where a pixel is 0 it becomes white."""
     known = image.any(axis=0)
     if not known.any():
         return np.ones_like(image)
-    low, high = np.percentile(image[:, known], STRETCH)
-    scaled = ((image - low) / max(high - low, 1.0)).clip(0, 1)
+    low, high = np.percentile(image[:, known], STRETCH, axis=1)[..., None, None]
+    scaled = ((image - low) / np.maximum(high - low, 1.0)).clip(0, 1)
     return np.where(known, scaled, 1.0).astype(np.float32)
