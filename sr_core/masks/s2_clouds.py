@@ -99,8 +99,8 @@ def cloud_mask(bands: Reflectance, valid: Mask) -> Mask:
     for index in _veiled_frames(seen, hidden):
         ground_look = _darker_side(ground, clear, index)
         hidden[index] |= _clouds(seen[index], ground_look, VEIL_RISE, VEIL_HOT, 0.0) & valid[index]
-    for index in np.flatnonzero(_hazed_frames(seen, hidden, clear)):
-        hidden[index] = valid[index]
+    hazed = _hazed_frames(seen, hidden, clear)
+    hidden[hazed] = valid[hazed]
     return hidden
 
 
@@ -108,8 +108,6 @@ def _clear_look(seen: Reflectance) -> Reflectance:
     """Each pixel's clear reflectance (H, W, 4) over the whole series."""
     look = _low(seen, CLEAR_QUANTILE)
     look[..., 0] = np.fmin(look[..., 0], BRIGHTEST_GROUND)
-    # without clouds in mind, ground as bright as clouds in all bands would be one on a single date
-    look[..., 1:] = np.fmin(look[..., 1:], look[..., :1] + 0.3)
     return look
 
 
@@ -118,14 +116,15 @@ def _low(stack: Reflectance, quantile: float) -> Reflectance:
     ordered = np.sort(stack, axis=0)
     count = np.isfinite(stack).sum(axis=0)
     rank = np.floor(quantile * np.maximum(count - 1, 0)).astype(int)
-    return np.take_along_axis(ordered, rank[None], axis=0)[0]
+    taken: Reflectance = np.take_along_axis(ordered, rank[None], axis=0)[0]
+    return taken
 
 
 def _side(frames: Reflectance) -> Reflectance:
     """How clear ground looked in the frames on one side of a date (H, W, 4)."""
     ordered = np.sort(frames, axis=0)
-    look = ordered[min(SIDE_RANK, len(frames) - 1)]
-    return np.where(np.isfinite(look), look, ordered[0])
+    second: Reflectance = ordered[min(SIDE_RANK, len(frames) - 1)]
+    return np.where(np.isfinite(second), second, ordered[0])
 
 
 def _brighter_side(seen: Reflectance, clear: Reflectance, index: int) -> Reflectance:

@@ -77,11 +77,6 @@ class FileSeries:
             raise SourceError(
                 f"{self.config.path}: source.max_bad_scl is set, but the series has no SCL; remove the key"
             )
-        if not valid.any():
-            raise DataError(
-                f"{self.config.path}, patch {patch.id}: all pixels of all {len(frames)} dates are nodata"
-                f" ({self.config.nodata}); expected some data"
-            )
         where = f"{self.config.path}, patch {patch.id}"
         check_offsets(values, valid, [f.timestamp for f in frames], [f.baseline for f in frames], where)
         if scl is not None:

@@ -1,0 +1,67 @@
+"""Histogram statistics against numpy, and histogram matching."""
+
+import numpy as np
+import pytest
+
+from sr_core.radiometry.histogram import match
+from sr_core.radiometry.statistics import PixelStatistics
+
+PERCENT = [0, 1, 33.3, 50, 99, 100]
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return rng.gamma(3, 900, (10_007, 4)).clip(0, 65535).astype(np.uint16)
+
+
+def test_equal_to_numpy(pixels: np.ndarray) -> None:
+    found = PixelStatistics(4).add(pixels)
+    assert found.n_pixels == len(pixels)
+    assert np.allclose(found.mean(), pixels.mean(axis=0), rtol=1e-12)
+    assert np.allclose(found.std(), pixels.std(axis=0), rtol=1e-12)
+    assert np.array_equal(found.median(), np.median(pixels, axis=0))
+    assert np.allclose(found.percentile(PERCENT), np.percentile(pixels, PERCENT, axis=0).T, rtol=1e-12)
+
+
+def test_merged_parts_are_the_whole(pixels: np.ndarray) -> None:
+    whole = PixelStatistics(4).add(pixels)
+    merged = PixelStatistics(4)
+    for part in np.array_split(pixels, 7):
+        merged.merge(PixelStatistics(4).add(part))
+    assert np.array_equal(whole.counts, merged.counts)
+
+
+def test_only_integers_are_counted() -> None:
+    with pytest.raises(ValueError, match="expected uint16 pixels"):
+        PixelStatistics(4).add(np.zeros((3, 4), np.float32))
+
+
+def test_matching_undoes_a_monotone_change() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.gamma(3, 0.05, (80, 80, 2)).astype(np.float32)
+    source = (3 * np.sqrt(reference) + 1).astype(np.float32)
+    clear = np.ones((80, 80), bool)
+    matched = match(source, reference, clear, clear)
+    assert np.abs(matched - reference).mean() < 0.002
+    assert np.abs(np.median(matched - reference)) < 1e-3
+
+
+def test_matching_ignores_clouds_and_is_monotone() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.gamma(3, 0.05, (80, 80, 1)).astype(np.float32)
+    source, clear = 2 * reference, np.ones((80, 80), bool)
+    source[:20], clear[:20] = 9.0, False
+    matched = match(source, reference, clear, np.ones((80, 80), bool))
+    assert np.abs(matched[20:] - reference[20:]).mean() < 0.01
+    order = np.argsort(source[..., 0], axis=None)
+    assert (np.diff(matched[..., 0].ravel()[order]) >= -1e-6).all()
+
+
+def test_matching_a_flat_image_or_none() -> None:
+    reference = np.random.default_rng(0).random((9, 9, 1)).astype(np.float32)
+    clear = np.ones((9, 9), bool)
+    flat = match(np.full((9, 9, 1), 5, np.float32), reference, clear, clear)
+    assert np.allclose(flat, flat[0, 0]) and abs(float(flat[0, 0, 0]) - float(reference.mean())) < 0.05
+    with pytest.raises(ValueError, match="expected clear pixels"):
+        match(reference, reference, ~clear, clear)
