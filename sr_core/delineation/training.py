@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from sr_core.config import Delineate
 from sr_core.delineation import HEADS
 from sr_core.delineation.losses import delineation_loss
 from sr_core.delineation.network import Delineator
-from sr_core.errors import DataError
+from sr_core.errors import ArtifactError, DataError
 from sr_core.progress import track
 
 GAIN = 0.1
@@ -91,14 +92,17 @@ def train(
     """Train `network` in place for `settings.steps` steps, from `checkpoint` on where there is one.
 
     AdamW under a cosine schedule, dual Tanimoto loss. Returns the loss of every step. Raises `DataError` when no
-    tile fits the training ground, or when the loss is no longer a number.
+    tile fits the training ground, or when the loss is no longer a number; `ArtifactError` for a damaged checkpoint.
     """
     tiles = Tiles(scenes, settings.tile_px, settings.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
     device = next(network.parameters()).device
     losses: list[float] = []
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        try:
+            saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ArtifactError(f"{checkpoint}: damaged checkpoint ({error}); delete it and start again") from error
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         losses = saved["losses"]

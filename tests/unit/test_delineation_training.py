@@ -12,7 +12,7 @@ from sr_core.delineation.metrics import RasterScores
 from sr_core.delineation.network import Delineator
 from sr_core.delineation.targets import make_targets
 from sr_core.delineation.training import QUANTISED, Scene, Tiles, batch_of, predict, tile_corners, train
-from sr_core.errors import DataError
+from sr_core.errors import ArtifactError, DataError
 from sr_core.radiometry.resample import bicubic_upsample
 from tests import landscape
 
@@ -156,6 +156,12 @@ def test_a_stopped_loop_continues_bit_by_bit(tmp_path, monkeypatch):
     assert train(continued, scenes, settings, tmp_path / "stopped.pt") == losses
     for name, value in whole.state_dict().items():
         assert torch.equal(value, continued.state_dict()[name]), name
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "c.pt").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(ArtifactError, match=r"c\.pt: damaged checkpoint"):
+        train(make_network(4), [make_scene(1, "bicubic")], Delineate(channels=4, tile_px=64), tmp_path / "c.pt")
 
 
 def test_a_loss_that_is_no_number_stops_the_loop(tmp_path):
