@@ -152,7 +152,7 @@ class QualityGate(Section):
     max_frame_cloud: Fraction = Field(0.05, description="frames cloudier than this over the chip are not used")
     chip_px: int = Field(32, ge=8, le=256, description="side of a sample in low-resolution pixels")
     stride_px: int = Field(32, ge=1, le=256, description="step between training samples in low-resolution pixels")
-    histogram_matching: bool = Field(True, description="match VHR to the bicubic latest Sentinel-2 frame")
+    histogram_matching: bool = Field(True, description="match VHR, as Sentinel-2 would see it, to the latest frame")
     min_ssim: float = Field(0.2, ge=-1, le=1, description="VHR against bicubic Sentinel-2, per sample")
     min_psnr: float = Field(10.0, description="VHR against bicubic Sentinel-2, dB, per sample")
     min_samples: dict[SplitName, int] = Field(

@@ -213,7 +213,7 @@ def _check(title: str, expected: str, result: Any, table: pd.DataFrame) -> Check
     severity: Severity = "warning" if str(settings.severity).lower().endswith("warning") else "critical"
     column = settings.kwargs.get("column")
     if column is None:
-        found = ", ".join(str(value) for value in details.get("observed_value", ()))
+        found = "these" if result.success else ", ".join(map(str, details.get("observed_value", ())))
     elif "unexpected_count" not in details:
         found = "an error" if column in table else "no such column"
     elif "sample_id" not in table:

@@ -27,6 +27,7 @@ MEANING = {
 }
 """Reason to its words and colour, in the order of the checks."""
 
+_NOT_NULL = "expect_column_values_to_not_be_null"
 _PAIRING = {
     "vhr": "The truth is VHR at 2.5 m, brought to Sentinel-2's radiometry; frames are at 10 m.",
     "wald": "Wald's protocol: frames are degraded to 40 m, the truth is the real 10 m frame of the target date.",
@@ -36,6 +37,8 @@ _PAIRING = {
 def page(table: pd.DataFrame, verdict: Mapping[str, Any], config: QualityGate, pairing: str) -> str:
     """HTML of a verdict (as in `gate.json`) on the table of samples."""
     critical = [item for item in verdict["expectations"] if item["severity"] == "critical"]
+    complete = [item for item in verdict["expectations"] if item["expectation"] == _NOT_NULL and item["success"]]
+    shown = [item for item in verdict["expectations"] if item not in complete]
     environment = Environment(
         loader=PackageLoader("sr_core.quality", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -45,7 +48,8 @@ def page(table: pd.DataFrame, verdict: Mapping[str, Any], config: QualityGate, p
         candidates=verdict["counts"]["samples"],
         critical=len(critical),
         missed=sum(not item["success"] for item in critical),
-        expectations=sorted(verdict["expectations"], key=lambda item: bool(item["success"])),
+        expectations=sorted(shown, key=lambda item: bool(item["success"])),
+        complete=[item["name"].removeprefix("Complete ") for item in complete],
         pairing=_PAIRING[pairing],
         max_shift=MAX_SHIFT,
         scatter=_scatter(table, config),

@@ -30,9 +30,7 @@ def choose_frames(
     """
     clear = np.asarray(clear_fraction, np.float64)
     if clear.shape != (len(timestamps),):
-        raise ValueError(
-            f"clear_fraction: found shape {clear.shape}, expected ({len(timestamps)},), one a timestamp"
-        )
+        raise ValueError(f"clear_fraction: found shape {clear.shape}, expected ({len(timestamps)},), one a timestamp")
     usable = [
         index
         for index, timestamp in enumerate(timestamps)

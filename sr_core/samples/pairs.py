@@ -42,6 +42,9 @@ MatchHistogram = Callable[
 ]
 """Source and reference (H, W, 4) and their masks (H, W) to the source with the reference's histogram."""
 
+S2_MTF = 0.3
+"""Modulation transfer function of Sentinel-2's 10 m bands at their Nyquist frequency (specified: 0.15 to 0.30)."""
+
 _NO_SCORES = Scores(float("nan"), float("nan"), float("nan"), (0, 0))
 
 
@@ -83,8 +86,10 @@ def vhr_pairs(
 ) -> tuple[Frames, list[Truth]]:
     """Sentinel-2 frames at 10 m, and each VHR acquisition as a truth at 2.5 m.
 
-    The truth is `to_reflectance(radiance, tile)`, then `match`ed to the bicubic latest frame over the ground that
-    is clear in both: over the patch, not over a chip, where a handful of fields would make the histogram.
+    The truth is `to_reflectance(radiance, tile)`, then taken through the mapping that `match`es VHR, as Sentinel-2
+    would see it, to the latest frame. The mapping is found at 10 m, because the histogram of a blurred image is
+    narrower: matched to that, the truth would lose the very contrast that is to be learnt. It is found over the
+    patch, not over a chip, where a handful of fields would make the histogram.
     """
     frames = Frames(s2.patch, S2_GSD, np.moveaxis(s2.bands, -1, 1), s2.clear, s2.timestamps)
     truths = []
@@ -109,21 +114,16 @@ def wald_pairs(s2: S2Series, reasons: Reasons, mtf: float) -> tuple[Frames, list
     """Frames degraded to 40 m through a point-spread function of `mtf` at the 40 m Nyquist frequency, and each
     real 10 m frame as the truth of its own date.
 
-    A degraded pixel is clear where all its 10 m pixels and the ring around them are. Before blurring, pixels that
-    are not clear take the value of the nearest clear one, so that a cloud does not shine on its surroundings.
+    A degraded pixel is clear where all its 10 m pixels and the ring around them are.
     """
     count, rows, columns = s2.clear.shape
     low = (rows // SCALE, columns // SCALE)
     bands = np.zeros((count, len(BANDS), *low), np.uint16)
     clear = np.zeros((count, *low), bool)
     for index in range(count):
-        if not s2.clear[index].any():
-            continue
-        filled = _fill(s2.bands[index], s2.clear[index])
-        degraded = degrade(np.moveaxis(filled, -1, 0).astype(np.float32), SCALE, mtf)
-        bands[index] = _to_integers(degraded)
-        ringed = binary_erosion(s2.clear[index], np.ones((3, 3), bool), border_value=1)
-        clear[index] = ringed.reshape(low[0], SCALE, low[1], SCALE).all(axis=(1, 3))
+        if s2.clear[index].any():
+            image, clear[index] = degrade_clear(s2.bands[index], s2.clear[index], mtf)
+            bands[index] = _to_integers(np.moveaxis(image, -1, 0))
     frames = Frames(s2.patch, S2_GSD * SCALE, bands, clear, s2.timestamps)
     truths = [
         Truth(
@@ -139,6 +139,25 @@ def wald_pairs(s2: S2Series, reasons: Reasons, mtf: float) -> tuple[Frames, list
         for index, timestamp in enumerate(s2.timestamps)
     ]
     return frames, truths
+
+
+def degrade_clear(
+    image: NDArray[np.floating | np.integer], clear: NDArray[np.bool_], mtf: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """An image (H, W, C) through the point-spread function, (H / 4, W / 4, C), and where the result is clear: where all
+    4 x 4 pixels and the ring around them are.
+
+    Before blurring, pixels that are not clear take the value of the nearest clear one, so that a cloud does not shine
+    on its surroundings. At least one pixel has to be clear.
+    """
+    filled = image
+    if not clear.all():
+        nearest = distance_transform_edt(~clear, return_distances=False, return_indices=True)
+        filled = image[tuple(nearest)]
+    degraded = degrade(np.moveaxis(filled, -1, 0).astype(np.float32), SCALE, mtf)
+    ringed = binary_erosion(clear, np.ones((3, 3), bool), border_value=1)
+    rows, columns = degraded.shape[1:]
+    return np.moveaxis(degraded, 0, -1), ringed.reshape(rows, SCALE, columns, SCALE).all(axis=(1, 3))
 
 
 def cut(
@@ -295,13 +314,28 @@ def _vhr_truth(
         radiance = vhr.bands[index].astype(np.float32) / np.float32(vhr.radiance_scale)
         image = to_reflectance(radiance, vhr.tile_ids[index])
         if match is not None:
-            reference = bicubic_upsample(frames.bands[latest].astype(np.float32) / REFLECTANCE_SCALE)
-            common = clear & _upsample_mask(frames.clear[latest])
-            image = match(image, np.moveaxis(reference, 0, -1), common, common)
+            image = _match_as_seen(image, clear, frames, latest, match)
         integers = _to_integers(np.moveaxis(image, -1, 0) * np.float32(REFLECTANCE_SCALE))
         return np.where(clear, integers, np.uint16(0))
 
     return bands
+
+
+def _match_as_seen(
+    image: NDArray[np.float32], clear: NDArray[np.bool_], frames: Frames, latest: int, match: MatchHistogram
+) -> NDArray[np.float32]:
+    seen, seen_clear = degrade_clear(image, clear, S2_MTF)
+    common = seen_clear & frames.clear[latest]
+    if not common.any():
+        return image
+    frame = np.moveaxis(frames.bands[latest], 0, -1).astype(np.float32) / REFLECTANCE_SCALE
+    # a mask chooses what makes the histogram, and all pixels are mapped: one column of pixels, coarse ones first
+    bands = image.shape[-1]
+    pixels = np.concatenate([seen[common], image.reshape(-1, bands)])[:, None]
+    makes_histogram = np.arange(len(pixels))[:, None] < common.sum()
+    wanted = frame[common][:, None]
+    mapped = match(pixels, wanted, makes_histogram, np.ones(wanted.shape[:2], bool))
+    return mapped[common.sum() :, 0].reshape(image.shape)
 
 
 def _real_frame(s2: S2Series, index: int) -> Callable[[int], NDArray[np.uint16]]:
@@ -316,15 +350,6 @@ def _high(window: ChipWindow, side: int) -> tuple[slice, slice]:
         slice(window.row * SCALE, (window.row + side) * SCALE),
         slice(window.column * SCALE, (window.column + side) * SCALE),
     )
-
-
-def _fill(image: NDArray[np.uint16], clear: NDArray[np.bool_]) -> NDArray[np.uint16]:
-    """(H, W, 4) with the value of the nearest clear pixel where a pixel is not clear."""
-    if clear.all():
-        return image
-    nearest = distance_transform_edt(~clear, return_distances=False, return_indices=True)
-    filled: NDArray[np.uint16] = image[tuple(nearest)]
-    return filled
 
 
 def _upsample_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Pairs cut from known images: Wald's protocol, and VHR as truth."""
 
 import datetime as dt
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from sr_core.config import QualityGate, Split
 from sr_core.errors import ArtifactError
 from sr_core.patches import make_patch
-from sr_core.radiometry.resample import bicubic_upsample, degrade
+from sr_core.radiometry.histogram import match
+from sr_core.radiometry.resample import degrade
 from sr_core.samples.pairs import cut, vhr_pairs, wald_pairs
 from sr_core.samples.split import ChipWindow
 from sr_core.series import S2Series, VHRSeries
@@ -113,9 +115,9 @@ def to_reflectance(radiance, tile):
 class TestVHR:
     land = np.kron(RNG.integers(400, 3000, (32, 32, 4)), np.ones((4, 4, 1))).astype(np.uint16)
 
-    def pairs(self, vhr, s2=None, match=None, reasons=None):
+    def pairs(self, vhr, s2=None, matching=None, reasons=None):
         s2 = s2 or series(image=self.land)
-        return vhr_pairs(s2, vhr, reasons or kept(vhr), to_reflectance, match)
+        return vhr_pairs(s2, vhr, reasons or kept(vhr), to_reflectance, matching)
 
     @staticmethod
     def vhr(timestamps):
@@ -140,22 +142,34 @@ class TestVHR:
         np.testing.assert_allclose(samples.hr[0], expected, atol=1)
         assert np.array_equal(samples.lr[0, 0], np.moveaxis(self.land + 3, -1, 0)[:, 24:32, 40:48])
 
-    def test_the_histogram_is_matched_to_the_bicubic_latest_frame_over_common_ground(self):
+    def test_matching_undoes_another_radiometry_and_keeps_the_contrast(self):
+        # a haze over the VHR: darker, flatter, and not linear
+        vhr = self.vhr([START + 33 * DAY])
+        clean = vhr.bands[0] / 1e4
+        hazy = replace(vhr, bands=(np.sqrt(vhr.bands / 1e4) * 1e4).astype(np.uint16))
+        seen = np.moveaxis(degrade(np.moveaxis(clean, -1, 0).astype(np.float32)), 0, -1)
+        s2 = series(image=np.rint(seen * 1e4).astype(np.uint16))
+        (_,), samples = cut(*self.pairs(hazy, s2, match), [self.window], config())
+        found = samples.hr[0] / 1e4
+        expected = np.moveaxis(clean, -1, 0)[(..., *self.high)]
+        assert np.sqrt(np.mean((found - expected) ** 2)) < 0.15 * expected.std()
+        assert found.std() == pytest.approx(expected.std(), rel=0.1)
+
+    def test_the_mapping_is_found_over_ground_that_is_clear_in_both(self):
         s2, vhr = series(image=self.land), self.vhr([START + 33 * DAY])
         s2.clear[3, :10] = False
-        vhr.shadow[0, :, :20] = True
+        vhr.shadow[0, :, :80] = True
         calls = []
 
-        def match(source, reference, source_mask, reference_mask):
-            calls.append((reference, source_mask, reference_mask))
+        def shift(source, reference, source_mask, reference_mask):
+            calls.append((source[source_mask], reference[reference_mask]))
             return source + np.float32(0.01)
 
-        (_,), samples = cut(*self.pairs(vhr, s2, match), [self.window], config())
-        ((reference, source_mask, reference_mask),) = calls
-        expected = bicubic_upsample(np.moveaxis(self.land + 3, -1, 0).astype(np.float32) / 10_000)
-        np.testing.assert_allclose(reference, np.moveaxis(expected, 0, -1), atol=1e-6)
-        assert np.array_equal(source_mask, reference_mask)
-        assert source_mask.sum() == (512 - 40) * (512 - 20)
+        (_,), samples = cut(*self.pairs(vhr, s2, shift), [self.window], config())
+        ((source, reference),) = calls
+        # 80 high-resolution columns are 20 low ones, and the ring takes one more
+        assert source.shape == reference.shape == ((128 - 10) * (128 - 21), 4)
+        np.testing.assert_allclose(reference, (self.land + 3)[10:, 21:].reshape(-1, 4) / 1e4, atol=1e-6)
         np.testing.assert_allclose(samples.hr[0], np.moveaxis(vhr.bands[0], -1, 0)[(..., *self.high)] + 100, atol=1)
 
     def test_why_candidates_are_dropped(self):

@@ -50,9 +50,7 @@ def cut(patches, config, *, seed=1, gsd=10.0, chip_px=32, stride_px=32):
     return [
         (patch, window)
         for patch in patches
-        for window in chip_windows(
-            split, patch, gsd=gsd, chip_px=chip_px, stride_px=stride_px, guard_m=config.guard_m
-        )
+        for window in chip_windows(split, patch, gsd=gsd, chip_px=chip_px, stride_px=stride_px, guard_m=config.guard_m)
     ]
 
 
@@ -102,11 +100,7 @@ def test_test_goes_before_validation_where_boxes_overlap():
     split = split_ground([patch], config, 0)
     x = np.array([WEST + 10, WEST + 1200, WEST + 1600])
     assert split.split_of(patch, x, np.full(3, SOUTH + 10)).tolist() == [TEST, VAL, TRAIN]
-    val = [
-        w
-        for w in chip_windows(split, patch, gsd=10.0, chip_px=32, stride_px=32, guard_m=80)
-        if w.split == "val"
-    ]
+    val = [w for w in chip_windows(split, patch, gsd=10.0, chip_px=32, stride_px=32, guard_m=80) if w.split == "val"]
     # 500 m of validation ground less 80 m of guard holds one column of 320 m and its end-aligned twin
     assert {patch.bounds[0] + w.column * 10 - WEST for w in val} == {1080.0, 1180.0}
 
@@ -118,9 +112,7 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_patches():
     assert any(split_ground(patches, config, 5) != split_ground(patches, config, seed) for seed in (6, 7))
 
 
-@pytest.mark.parametrize(
-    ("columns", "expected"), [(16, (2, 3)), (4, (1, 1)), (3, (1, 1)), (2, (0, 0)), (1, (0, 0))]
-)
+@pytest.mark.parametrize(("columns", "expected"), [(16, (2, 3)), (4, (1, 1)), (3, (1, 1)), (2, (0, 0)), (1, (0, 0))])
 def test_shares_are_rounded_but_three_blocks_give_one_to_each(columns, expected):
     patches = patches_of(1, columns)
     ground = split_ground(patches, Split(val=0.15, test=0.2), 0).ground(patches[0])
@@ -146,9 +138,7 @@ def test_neighbouring_patches_agree_on_the_ground_they_share():
 
 def test_a_patch_that_is_not_whole_pixels_is_refused():
     (patch,) = patches_of(1, 1, cell=2000, buffer=210)
-    with pytest.raises(
-        DataError, match=r"34N_500000_7000000: found 2420 x 2420 m, expected a multiple of 40 m"
-    ):
+    with pytest.raises(DataError, match=r"34N_500000_7000000: found 2420 x 2420 m, expected a multiple of 40 m"):
         cut([patch], Split(), gsd=40.0)
 
 
