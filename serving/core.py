@@ -57,6 +57,7 @@ def load_program(folder: Path, device: str = "cpu") -> Program:
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
+        torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would show in the product's last digits
     return Program(program.module(), int(description["frames"]), tuple(description["bands"]), torch.device(device))
 
 

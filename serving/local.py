@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -22,6 +23,8 @@ from sr_core.errors import ArtifactError
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def serve(archive: Path, port: int | None = None) -> Iterator[Server]:
     """Serve one archive at `port` of 127.0.0.1 (none: a free one) until the block ends.
 
     The Java server is started directly, in a process group of its own: `torchserve` would start it as a child that
-    survives the launcher. Raises `ArtifactError` where Java or the archive is missing, or the model does not load.
+    survives the launcher. On Linux it ends even where this process is killed. Raises `ArtifactError` where Java or
+    the archive is missing, or the model does not load.
     """
     if not archive.is_file():
         raise ArtifactError(f"{archive}: missing; expected the output of the package stage")
@@ -76,6 +80,7 @@ def serve(archive: Path, port: int | None = None) -> Iterator[Server]:
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         try:
             address = f"http://127.0.0.1:{ports[0]}"
@@ -133,6 +138,11 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent is gone; the Java server's workers end with it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

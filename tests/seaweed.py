@@ -1,18 +1,19 @@
 """A real S3 server for tests: SeaweedFS on free ports, with one key pair and an empty bucket."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 import requests
+
+from serving.local import free_ports
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 BUCKET = "subpixel-test"
@@ -52,15 +53,6 @@ class S3Server:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
             for item in page.get("Contents", []):
                 client.delete_object(Bucket=BUCKET, Key=item["Key"])
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @contextmanager

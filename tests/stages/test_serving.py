@@ -3,6 +3,10 @@
 import io
 import json
 import re
+import shutil
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +19,7 @@ import torch
 
 from components.package.main import STAGE
 from components.stage import run
+from serving import core
 from serving.archive import build_archive, digest
 from serving.local import Server, find_java, serve
 from sr_core.config import parse_config
@@ -49,7 +54,11 @@ def server(archive: Path) -> Iterator[Server]:
     if find_java() is None:
         pytest.skip("java not found: TorchServe cannot run")
     with serve(archive) as running:
+        processes = {running.pid, *children(running.pid)}
+        assert len(processes) > 1
         yield running
+    assert not {pid for pid in processes if Path(f"/proc/{pid}").exists()}, "processes are left behind"
+    assert not running.logs.exists()
 
 
 def stack(frames: int = FRAMES, rows: int = 30, columns: int = 41) -> tuple[np.ndarray, np.ndarray]:
@@ -181,14 +190,36 @@ def test_models_cannot_be_changed_while_it_runs(server: Server) -> None:
     assert "ts_inference_requests_total" in requests.get(server.metrics, timeout=10).text
 
 
-def test_nothing_is_left_behind(archive: Path) -> None:
-    if find_java() is None:
-        pytest.skip("java not found: TorchServe cannot run")
-    with serve(archive) as running:
-        processes = {running.pid, *children(running.pid)}
-        assert len(processes) > 1
-    assert not {pid for pid in processes if Path(f"/proc/{pid}").exists()}
-    assert not running.logs.exists()
+def test_killing_who_serves_ends_the_server(archive: Path) -> None:
+    if find_java() is None or sys.platform != "linux":
+        pytest.skip("java not found, or not Linux")
+    program = (
+        "import sys, time, pathlib, serving.local as local\n"
+        "with local.serve(pathlib.Path(sys.argv[1])) as server:\n"
+        "    print(server.pid, server.logs.parent, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(archive)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    java, _, folder = parent.stdout.readline().strip().partition(" ")
+    processes = {int(java), *children(int(java))}
+    assert len(processes) > 1
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while (left := {pid for pid in processes if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    shutil.rmtree(folder)  # what nobody was left to remove
+    assert not left
+
+
+def test_the_program_runs_on_another_device(archive: Path, tmp_path: Path) -> None:
+    """No tensor of the program stays behind on the CPU: `meta` stands for a GPU here."""
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path)
+    program = core.load_program(tmp_path, "meta")
+    inputs = torch.zeros(1, FRAMES, 4, 20, 24, device="meta"), torch.ones(1, FRAMES, 20, 24, device="meta")
+    output = program.module(*inputs)
+    assert (output.device.type, tuple(output.shape)) == ("meta", (1, 4, 80, 96))
 
 
 def test_a_program_that_answers_otherwise_is_not_served(archive: Path, tmp_path: Path) -> None:
