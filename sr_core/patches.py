@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pyproj
-from eolearn.core import EOPatch, OverwritePermission
+from eolearn.core import EOPatch as EOPatch
+from eolearn.core import OverwritePermission
 from pyproj.exceptions import ProjError
 from rasterio.transform import Affine
 from sentinelhub import CRS, BBox, UtmZoneSplitter
@@ -163,8 +164,8 @@ def save_part(eopatch: EOPatch, path: Path) -> None:
     aside.parent.mkdir(parents=True, exist_ok=True)
     for name, frame in eopatch.vector_timeless.items():
         # geopandas 0.14 cannot write pandas 3's string columns
-        eopatch.vector_timeless[name] = frame.astype({key: object for key in frame.select_dtypes("string").columns})
-    eopatch.save(str(aside), overwrite_permission=OverwritePermission.OVERWRITE_FEATURES, compress_level=1)
+        eopatch.vector_timeless[name] = frame.astype(dict.fromkeys(frame.select_dtypes("string").columns, object))
+    eopatch.save(str(aside), overwrite_permission=OverwritePermission.OVERWRITE_FEATURES)
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
 

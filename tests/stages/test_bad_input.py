@@ -7,7 +7,7 @@ from tests.stages.tiny import TINY, write_config
 
 WRONG = {
     "a typo": ("frames: 4", "framse: 4", ["quality_gate.framse", "unknown key", "frames"]),
-    "a value out of range": ("cell_m: 640", "cell_m: 10", ["grid.cell_m", "found 10", "160"]),
+    "a value out of range": ("cell_m: 640", "cell_m: 120", ["grid.cell_m", "found 120", "160"]),
     "dates swapped": (
         "start: 2020-05-01, end: 2020-06-30",
         "start: 2020-06-30, end: 2020-05-01",
@@ -21,7 +21,7 @@ WRONG = {
     "an area too large": (
         "bbox: [682240, 6134400, 684160, 6135680]",
         "bbox: [600000, 6000000, 900000, 6300000]",
-        ["area", "90000 km2", "max_area_km2"],
+        ["area", "found 8", "max_area_km2 = 20000 km2"],
     ),
     "an unknown reference system": ("EPSG:32634", "EPSG:99999", ["area.crs", "EPSG:99999"]),
 }
