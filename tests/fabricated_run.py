@@ -261,8 +261,8 @@ def _delineation(folder: Path, rng: np.random.Generator, chip: int) -> None:
     for arm in ("bicubic", "sr"):
         farmland_views(rng, chip * 2)["truth"].save(folder / "gallery" / f"{arm}.png")
     legend = {"reference": "#00dcff", "predicted": "#ffaa00"}
-    files = {arm: f"{arm}.png" for arm in ("bicubic", "sr")}
-    items = [{"region": "farmland", "patch": _patches()[0].id, "files": files, "side_m": 320.0, "legend": legend}]
+    shared = {"region": "farmland", "patch": _patches()[0].id, "side_m": 320.0, "legend": legend}
+    items = [{"file": f"{arm}.png", "arm": arm} | shared for arm in ("bicubic", "sr")]
     (folder / "gallery" / "gallery.json").write_text(json.dumps(items))
 
 
@@ -271,11 +271,16 @@ def _archive(folder: Path, rng: np.random.Generator, chip: int) -> None:
 
 
 def _products(folder: Path, rng: np.random.Generator, chip: int) -> None:
+    entries: list[dict[str, Any]] = []
     for day in ("2022-07-05", "2022-08-14"):
-        place = folder / "farmland" / day
+        entry = {"region": "farmland", "datetime": f"{day}T09:40:00Z", "path": f"farmland/{day}"}
+        entries.append(entry | {"frames": 8, "valid_share": 1.0, "consistency_mae": 0.0012})
+        place = folder / entry["path"]
         place.mkdir(parents=True)
         farmland_views(rng, chip * 2)["sr"].save(place / "quicklook.png")
-    (folder / "products.json").write_text("{}")
+    (folder / "products.json").write_text(
+        json.dumps({"model": {"transfer": "trained and applied from 10 m to 2.5 m"}, "products": entries})
+    )
 
 
 WRITERS = {

@@ -6,19 +6,15 @@ from sr_core.evaluation.report import read_run, write_report
 
 
 def work(context: Context) -> Result:
-    """Gather what the finished stages left below the root; write the page and the numbers, here and at the root."""
+    """Gather what the finished stages left below the root; write the page and the numbers at the root."""
     run = read_run(context.config, context.inputs)
-    metrics = write_report(run, [context.output, context.output.parent])
+    metrics = write_report(run, context.output.parent)
     states = [stage.state for stage in run.stages.values()]
+    psnr = metrics.get("evaluation", {}).get("test", {}).get("psnr", {})
     return Result(
         counts={f"stages_{state}": states.count(state) for state in dict.fromkeys(states)},
-        metrics=_headline(metrics),
+        metrics={f"psnr_{arm}": value for arm, value in psnr.items()},
     )
-
-
-def _headline(metrics: dict[str, dict[str, dict[str, dict[str, float]]]]) -> dict[str, float]:
-    psnr = metrics.get("evaluation", {}).get("test", {}).get("psnr", {})
-    return {f"psnr_{arm}": value for arm, value in psnr.items()}
 
 
 STAGE = Stage(

@@ -135,24 +135,38 @@ class Run:
     @cached_property
     def gallery(self) -> list[dict[str, Any]]:
         """Test samples to show: {"sample_id", "target_date", "region", "psnr": {arm: dB}, "files": {arm: path}}."""
-        return self._listing("evaluate")
+        path = self._file("evaluate", "gallery/gallery.json")
+        items = read_json(path) if path else []
+        return [
+            item | {"files": {arm: path.parent / name for arm, name in item["files"].items()}} for item in items if path
+        ]
 
     @cached_property
     def delineation(self) -> dict[str, Any] | None:
+        """Scores of the fields: {"raster": {arm: {score: value}}, "vector": {arm: {score: value}}}."""
         path = self._file("delineate", "metrics.json")
         return (read_json(path) or None) if path else None
 
     @cached_property
     def delineation_gallery(self) -> list[dict[str, Any]]:
-        """Ground to show: {"region", "patch", "files": {arm: path}, "side_m", "legend": {what: colour}}."""
-        return self._listing("delineate")
+        """Pictures to show: {"file": path, "arm", "region", "patch", "side_m", "legend": {what: colour}}, by patch."""
+        path = self._file("delineate", "gallery/gallery.json")
+        return [item | {"file": path.parent / item["file"]} for item in read_json(path)] if path else []
 
     @cached_property
-    def quicklooks(self) -> list[tuple[str, str, Path]]:
-        """Region, date and picture of each product, in the order of regions and dates."""
-        folder = self.stages["super_resolve"].folder
-        found = sorted(folder.glob("*/*/quicklook.png")) if folder else []
-        return [(path.parent.parent.name, path.parent.name, path) for path in found]
+    def products(self) -> list[dict[str, Any]]:
+        """Entries of `products.json`: {"region", "datetime", "frames", "valid_share", "consistency_mae", ...}, with
+        `path` as the folder of the product."""
+        if self.product_index is None:
+            return []
+        path, index = self.product_index
+        return [entry | {"path": path.parent / entry["path"]} for entry in index["products"]]
+
+    @cached_property
+    def product_index(self) -> tuple[Path, dict[str, Any]] | None:
+        """`products.json` and its content."""
+        path = self._file("super_resolve", "products.json")
+        return (path, read_json(path)) if path else None
 
     @property
     def years(self) -> list[int]:
@@ -181,16 +195,6 @@ class Run:
     def _file(self, stage: str, name: str) -> Path | None:
         folder = self.stages[stage].folder
         return folder / name if folder and (folder / name).is_file() else None
-
-    def _listing(self, stage: str) -> list[dict[str, Any]]:
-        """The pictures that a stage chose to show; `files` maps arms to paths."""
-        path = self._file(stage, "gallery/gallery.json")
-        if path is None:
-            return []
-        return [
-            item | {"files": {arm: path.parent / name for arm, name in item["files"].items()}}
-            for item in read_json(path)
-        ]
 
 
 def read_run(config: Config, folders: Mapping[str, Path]) -> Run:

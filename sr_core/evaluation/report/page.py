@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,12 @@ REASONS = {
 """Why an acquisition or a sample is dropped: words and colour; other reasons are shown by name."""
 
 
-def write_report(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
-    """Write `report.html` and `metrics.json` into each of `folders`, aside first and then renamed.
+def write_report(run: Run, root: Path) -> dict[str, Any]:
+    """Write `report.html` and `metrics.json` into the run's root, aside first and then renamed.
 
     Returns the content of `metrics.json`. Raises `ArtifactError` for an artifact that cannot be read.
     """
     metrics = metrics_json(run)
-    content = _content(run, metrics)
     environment = Environment(
         loader=PackageLoader("sr_core.evaluation", "report"),
         autoescape=True,
@@ -73,14 +72,13 @@ def write_report(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.j2")
-    for folder in folders:
 
-        def link(path: Path, folder: Path = folder) -> str:
-            return quote(Path(os.path.relpath(path, folder)).as_posix())
+    def link(path: Path) -> str:
+        return quote(path.relative_to(root).as_posix())
 
-        _write(folder / "report.html", template.render(**content, link=link))
-        _write(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    page = environment.get_template("report.html.j2").render(**_content(run, metrics), link=link)
+    _write(root / "report.html", page)
+    _write(root / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     return metrics
 
 
@@ -167,8 +165,8 @@ def _tiles(run: Run, metrics: Mapping[str, Any]) -> list[dict[str, str]]:
                 "detail": f"of {count(gate['samples'], 'candidate')}",
             }
         )
-    if run.quicklooks:
-        tiles.append({"label": "Products", "value": number(len(run.quicklooks)), "detail": "dates at 2.5 m"})
+    if run.products:
+        tiles.append({"label": "Products", "value": number(len(run.products)), "detail": "dates at 2.5 m"})
     return tiles
 
 
@@ -220,6 +218,8 @@ def _stage(run: Run, name: str) -> dict[str, Any]:
 def _flat(counts: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in counts.items():
+        if value == 0:
+            continue
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
             found += _flat(value, f"{name} ")
@@ -417,8 +417,8 @@ def _samples(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     styles = _reason_styles(reason)
     gate = run.config.quality_gate
     plot = charts.Plot(
-        charts.Axis.over([*table["ssim"], gate.min_ssim], "SSIM of truth against bicubic"),
-        charts.Axis.over([*table["psnr"], gate.min_psnr], "PSNR of truth against bicubic, dB"),
+        charts.Axis.over(_with_limit(table["ssim"], gate.min_ssim), "SSIM of truth against bicubic"),
+        charts.Axis.over(_with_limit(table["psnr"], gate.min_psnr), "PSNR of truth against bicubic, dB"),
         f"{len(table)} candidate samples by SSIM and PSNR, {int(kept.sum())} of them kept",
         height=340,
     )
@@ -442,9 +442,17 @@ def _samples(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         "scatter": plot.svg(),
         "rows": rows,
         "columns": [SPLITS[name] for name in columns] + (["No split"] if others.any() else []) + ["All"],
+        "limits": f"A sample needs an SSIM of {gate.min_ssim:g} and a PSNR of {gate.min_psnr:g} dB at least.",
         "kept": number(metrics["gate"]["kept"]),
         "candidates": count(metrics["gate"]["samples"], "candidate sample"),
     }
+
+
+def _with_limit(scores: pd.Series[float], limit: float) -> list[float]:
+    """What an axis has to show: the scores, and their limit unless it would squeeze them into a corner."""
+    found = [float(score) for score in scores if np.isfinite(score)]
+    far = found and not min(found) - limit < 0.5 * (max(found) - min(found))
+    return found if far else [*found, limit]
 
 
 def _reason_styles(reasons: pd.Series[str]) -> dict[str, dict[str, Any]]:
@@ -493,7 +501,7 @@ def _maps(run: Run) -> list[dict[str, Any]]:
                 "title": region,
                 "legend": legend,
                 "apart": _apart(ground),
-                "caption": f"{zone}, metres, north up. {patch_count}, drawn without their overlap.",
+                "caption": f"{zone}, metres, north up. {patch_count}; cells are drawn without the overlap of patches.",
                 "svg": charts.ground_map(
                     [patch.cell for patch in patches], footprints, f"Map of {patch_count} and the samples in {region}"
                 ),
@@ -566,17 +574,20 @@ def _fields(run: Run) -> dict[str, Any] | None:
         }
         return {name: {a: v for a, v in values.items() if np.isfinite(v)} for name, values in found.items()}
 
-    listed = run.delineation_gallery
-    pictures = iter(embed([path for item in listed for path in item["files"].values()], FIELDS_BYTES, 900))
-    groups = [
-        {
-            "title": f"{item['region']}, patch {item['patch']}",
-            "side": f"{number(item['side_m'])} m across",
-            "legend": item["legend"],
-            "pictures": [(ARMS.get(arm, arm), next(pictures)) for arm in item["files"]],
-        }
-        for item in listed
-    ]
+    pictures = iter(embed([item["file"] for item in run.delineation_gallery], FIELDS_BYTES, 900))
+    groups = []
+    for (region, patch), items in itertools.groupby(
+        run.delineation_gallery, lambda item: (item["region"], item["patch"])
+    ):
+        shown = list(items)
+        groups.append(
+            {
+                "title": f"{region}, patch {patch}",
+                "side": f"{number(shown[0]['side_m'])} m across",
+                "legend": shown[0]["legend"],
+                "pictures": [(ARMS.get(item["arm"], item["arm"]), next(pictures)) for item in shown],
+            }
+        )
     references = {scores.get("n_references") for scores in run.delineation.get("vector", {}).values()} - {None}
     vector = VECTOR | TOLERANT
     return {
@@ -587,18 +598,22 @@ def _fields(run: Run) -> dict[str, Any] | None:
 
 
 def _products(run: Run) -> dict[str, Any] | None:
-    if not run.quicklooks:
+    if not run.products:
         return None
-    shown = run.quicklooks[-MAX_QUICKLOOKS:]
-    pictures = embed([path for _, _, path in shown], PRODUCTS_BYTES, 900)
-    items = [
-        {"region": region, "date": date, "folder": path.parent, "picture": picture}
-        for (region, date, path), picture in zip(shown, pictures, strict=True)
-    ]
-    text = f"{count(len(run.quicklooks), 'date')} at 2.5 m."
-    if len(shown) < len(run.quicklooks):
+    shown = run.products[-MAX_QUICKLOOKS:]
+    pictures = embed([entry["path"] / "quicklook.png" for entry in shown], PRODUCTS_BYTES, 900)
+    items = []
+    for entry, picture in zip(shown, pictures, strict=True):
+        facts = [count(entry["frames"], "frame"), f"{percent(entry['valid_share'])} of the ground"]
+        if entry["consistency_mae"] is not None:
+            facts.append(f"differs from Sentinel-2 by {number(entry['consistency_mae'], 5)} reflectance")
+        title = f"{entry['region']}, {entry['datetime'][:10]}"
+        items.append({"title": title, "facts": ", ".join(facts), "folder": entry["path"], "picture": picture})
+    text = f"{count(len(run.products), 'date')} at 2.5 m."
+    if len(shown) < len(run.products):
         text += f" The last {len(shown)} are shown."
-    return {"items": items, "text": text}
+    assert run.product_index is not None
+    return {"shown": items, "text": text, "transfer": run.product_index[1]["model"]["transfer"]}
 
 
 def _provenance(run: Run) -> dict[str, Any]:

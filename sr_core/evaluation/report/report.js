@@ -62,6 +62,7 @@
     show();
     picks.children[current].focus();
   });
+  find(".pixels input").addEventListener("change", (event) => frame.classList.toggle("raw", event.target.checked));
   range.addEventListener("input", move);
   viewer.addEventListener("change", (event) => { if (event.target.type === "radio") show(); });
   viewer.hidden = false;

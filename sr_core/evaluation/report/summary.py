@@ -154,8 +154,8 @@ def verdict(run: Run, metrics: Mapping[str, Any]) -> list[str]:
         sentences += _field_verdict(metrics["delineation"]["raster"])
     if sentences:
         return sentences
-    if run.quicklooks:
-        return [f"{count(len(run.quicklooks), 'date')} at 2.5 m; nothing was measured against a truth in this run."]
+    if run.products:
+        return [f"{count(len(run.products), 'date')} at 2.5 m; nothing was measured against a truth in this run."]
     unfinished = next((stage for stage in run.stages.values() if stage.state != "done"), None)
     return ["Nothing has been measured yet.", *([f"{unfinished.label} {unfinished.note}."] if unfinished else [])]
 
