@@ -31,22 +31,25 @@ class Axis:
     ticks: Sequence[tuple[float, str]]
 
     @classmethod
-    def over(cls, values: Iterable[float], label: str, steps: int = 6, margin: float = 0.04) -> Axis:
-        """An axis that holds all finite `values`, with about `steps` round ticks."""
+    def over(
+        cls, values: Iterable[float], label: str, steps: int = 6, margin: float = 0.04, whole: bool = False
+    ) -> Axis:
+        """An axis that holds all finite `values`, with about `steps` round ticks; `whole` for counts."""
         found = [float(value) for value in values if math.isfinite(value)]
         low, high = (min(found), max(found)) if found else (0.0, 1.0)
         spread = (high - low) or max(abs(high) * 0.1, 1.0)
         low, high = low - margin * spread, high + margin * spread
-        step = nice_step((high - low) / steps)
+        step = max(nice_step((high - low) / steps), 1.0 if whole else 0.0)
+        step = 5.0 if whole and step == 2.5 else step
         digits = decimals(step)
         first = math.ceil(low / step)
         ticks = [(i * step, number(i * step, digits)) for i in range(first, math.floor(high / step) + 1)]
         return cls(low, high, label, ticks)
 
     @classmethod
-    def from_zero(cls, values: Iterable[float], label: str, steps: int = 6) -> Axis:
+    def from_zero(cls, values: Iterable[float], label: str, whole: bool = False) -> Axis:
         """As `over`, starting at exactly zero."""
-        axis = cls.over([0.0, *values], label, steps)
+        axis = cls.over([0.0, *values], label, whole=whole)
         return cls(0.0, axis.high, label, [tick for tick in axis.ticks if tick[0] >= 0])
 
     @classmethod
@@ -64,9 +67,9 @@ class Axis:
                 text = dt.date(year, month, 1).strftime("%b %Y" if month == 1 or not ticks else "%b")
                 ticks.append((position, str(year) if months >= 12 else text))
             year, month = year + (month - 1 + months) // 12, (month - 1 + months) % 12 + 1
-        if not ticks:
-            days_shown = sorted({round(value) for value in values})
-            ticks = [(day, (dt.date(1970, 1, 1) + dt.timedelta(days=day)).isoformat()) for day in days_shown[:1]]
+        if len(ticks) < 2:
+            ends = dict.fromkeys(math.floor(value) for value in (min(values), max(values)))
+            ticks = [(day, (dt.date(1970, 1, 1) + dt.timedelta(days=day)).isoformat()) for day in ends]
         return cls(low, high, "", ticks)
 
 
@@ -76,7 +79,13 @@ class Plot:
     def __init__(self, x: Axis, y: Axis, summary: str, width: int = 560, height: int = 300) -> None:
         self.x, self.y, self.summary = x, y, summary
         self.width, self.height = width, height
-        self.left, self.right, self.top, self.bottom = 58.0, width - 14.0, 14.0, height - (46.0 if x.label else 28.0)
+        widest = max((len(text) for _, text in y.ticks), default=0)
+        self.left, self.right, self.top, self.bottom = (
+            max(58.0, 32.0 + 7.5 * widest),
+            width - 14.0,
+            14.0,
+            height - (46.0 if x.label else 28.0),
+        )
         self.marks: list[Markup] = []
 
     def px(self, value: float) -> float:
@@ -207,7 +216,7 @@ def histogram(values: Floats, label: str, summary: str, bars: int = 24) -> Marku
     digits = decimals(step)
     plot = Plot(
         Axis.over([*edges, 0.0], label, steps=7),
-        Axis.from_zero([1.2 * counts.max(), 4.0], "samples"),
+        Axis.from_zero([1.2 * counts.max(), 4.0], "samples", whole=True),
         summary,
         height=280,
     )

@@ -166,7 +166,13 @@ def _tiles(run: Run, metrics: Mapping[str, Any]) -> list[dict[str, str]]:
             }
         )
     if run.products:
-        tiles.append({"label": "Products", "value": number(len(run.products)), "detail": "dates at 2.5 m"})
+        tiles.append(
+            {
+                "label": "Products",
+                "value": number(len(run.products)),
+                "detail": f"{'date' if len(run.products) == 1 else 'dates'} at 2.5 m",
+            }
+        )
     return tiles
 
 
@@ -297,7 +303,7 @@ def score_table(
         differences = []
         for arm in baselines:
             known = {arm, "sr"} <= values.keys()
-            gain = shown["sr"] - shown[arm] if known else 0.0
+            gain = round(values["sr"] - values[arm], metric.digits) * metric.better if known else 0.0
             differences.append(
                 {
                     "text": signed(values["sr"] - values[arm], metric.digits) if known else "",
@@ -343,9 +349,8 @@ def _scores(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     gain = table["gain"].to_numpy(float)
     low, middle, high = np.percentile(gain, [10, 50, 90])
     found["text"] = (
-        f"Half of the samples gain more than {number(middle, 2)} dB; one in ten gains less than"
-        f" {number(low, 2)} dB, one in ten more than {number(high, 2)} dB. Worst {number(gain.min(), 2)} dB,"
-        f" best {number(gain.max(), 2)} dB."
+        f"Median {signed(middle, 2)} dB; eight of ten samples lie between {signed(low, 2)} and {signed(high, 2)} dB;"
+        f" worst {signed(gain.min(), 2)} dB, best {signed(gain.max(), 2)} dB."
     )
     found["gain"] = charts.histogram(gain, "PSNR of super-resolved minus bicubic, dB", "Histogram: " + found["text"])
     days = pd.to_datetime(table["target_date"])
@@ -369,7 +374,7 @@ def _training(run: Run) -> dict[str, Any] | None:
     table = run.history
     if table is None:
         return None
-    steps = charts.Axis.from_zero(table["step"], "optimiser step", steps=6)
+    steps = charts.Axis.from_zero(table["step"], "optimiser step", whole=True)
     found: dict[str, Any] = {"loss": None, "psnr": None, "steps": number(table["step"].max()), "text": ""}
     if "loss" in table:
         loss = table.dropna(subset=["loss"])

@@ -200,14 +200,13 @@ def _finite(values: Mapping[str, Any] | None, names: Sequence[str] | Mapping[str
 
 
 def number(value: float, digits: int = 0) -> str:
-    """A number with thin spaces between thousands and a true minus sign."""
-    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
+    """A number with thin spaces between thousands and a true minus sign; zero has no sign."""
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
 
 
 def signed(value: float, digits: int) -> str:
     """A difference with its sign; none where it rounds to nothing."""
-    text = number(abs(value), digits)
-    return text if not float(f"{value:.{digits}f}") else ("+" if value > 0 else "−") + text
+    return ("+" if round(value, digits) > 0 else "") + number(value, digits)
 
 
 def percent(share: float) -> str:
