@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from components.report.main import STAGE
 from components.stage import main
+from sr_core.storage import storage_for
 from tests.fabricated_run import configuration, fabricate
+from tests.seaweed import BUCKET, seaweed
 
 
-def run(root: Path, config) -> int:
+def run(root: Path | str, config) -> int:
     return main(STAGE, ["--config", config.model_dump_json(), "--root", str(root)])
 
 
@@ -49,3 +53,19 @@ def test_damaged_artifact_stops_the_stage_and_is_named(tmp_path, capsys):
     assert run(tmp_path, config) == 1
     assert "0-sr.png: expected a picture" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_page_of_a_run_in_s3_lies_at_its_root(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    config = configuration()
+    folders = fabricate(tmp_path / "run", config)
+    with seaweed(tmp_path / "seaweed") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        root = f"s3://{BUCKET}/run"
+        store = storage_for(root)
+        for folder in folders.values():
+            store.upload(folder, folder.name, last="run.json")
+        assert run(root, config) == 0
+        page, metrics = store.read("report.html"), store.read("metrics.json")
+    assert page is not None and b'href="samples/gate.html"' in page
+    assert metrics is not None and json.loads(metrics)["evaluation"]["test"]["n_samples"] == 72
