@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from components.stage import FOLDERS, Stage
+from components.stage import STAGES
 from sr_core.config import Config, Section
 
 HERE = Path(__file__).parent
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 def readme(name: str) -> str:
     """The README of one stage."""
     program = importlib.import_module(f"components.{name}.main")
-    stage: Stage = program.STAGE
+    stage = STAGES[name]
     interface = getattr(importlib.import_module(f"components.{name}.component"), name)
     lines = [f"# {name}", "", inspect.cleandoc(program.__doc__ or ""), ""]
     lines += ["## Interface", "", "| | name | type | |", "|---|---|---|---|"]
@@ -34,7 +34,7 @@ def readme(name: str) -> str:
         lines.append(f"| output | `{key}` | {_type(value.type)} | {_cell(value.description or described.get(key))} |")
     lines += [
         "",
-        f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{FOLDERS[name]}/`.",
+        f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{stage.folder}/`.",
     ]
     sections = [section for section in stage.sections if _section_class(section) is not None]
     for section in sections:
@@ -99,7 +99,7 @@ def _described_arguments(text: str) -> dict[str, str]:
 
 
 def main() -> None:
-    for name in FOLDERS:
+    for name in STAGES:
         (HERE / name / "README.md").write_text(readme(name), encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ import argparse
 import datetime as dt
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,19 +41,7 @@ from sr_core.progress import console
 from sr_core.storage import Storage, is_remote, storage_for
 
 RECORD = "run.json"
-FOLDERS = {
-    "download": "patches",
-    "cloud_shadow_filter": "masks",
-    "normalize": "normalization",
-    "quality_gate": "samples",
-    "train_hrn": "model",
-    "evaluate": "evaluation",
-    "delineate": "delineation",
-    "package": "archive",
-    "super_resolve": "products",
-    "report": "report",
-}
-"""Stage to the folder of its output below the root."""
+SOURCE_SUFFIXES = {".py", ".j2", ".css", ".js"}
 
 
 @dataclass(frozen=True)
@@ -81,29 +70,68 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's name, what it reads, and its work."""
+    """What is known of a stage before its program, with all that it imports, is loaded."""
 
     name: str
+    folder: str
+    """Its output, below the root."""
     sections: tuple[str, ...]
     """Configuration sections that its result depends on."""
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
     """Stages whose output folders it reads; a name with a trailing `?` may be missing."""
-    work: Callable[[Context], Result]
-    fingerprint: Callable[[Config], Any] | None = None
-    """What else the result depends on, outside the configuration: a source's files."""
-
-    @property
-    def folder(self) -> str:
-        return FOLDERS[self.name]
+    depends_on_files: bool = False
+    """Whether its program has a `fingerprint(config)` of files outside the root."""
+    at_root: tuple[str, ...] = ()
+    """Files that it writes at the root itself."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
         return tuple(name.rstrip("?") for name in self.inputs)
 
+    def program(self) -> Any:
+        """The module `components.<name>.main` with its `work(context)`."""
+        return importlib.import_module(f"components.{self.name}.main")
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("download", "patches", ("area", "period", "source", "grid"), depends_on_files=True),
+        Stage("cloud_shadow_filter", "masks", ("cloud_shadow_filter",), ("download",)),
+        Stage("normalize", "normalization", ("normalize",), ("download", "cloud_shadow_filter")),
+        Stage("quality_gate", "samples", ("quality_gate",), ("download", "cloud_shadow_filter", "normalize")),
+        Stage("train_hrn", "model", ("train_hrn",), ("quality_gate", "normalize")),
+        Stage("evaluate", "evaluation", ("evaluate",), ("quality_gate", "normalize", "train_hrn")),
+        Stage(
+            "delineate",
+            "delineation",
+            ("delineate", "quality_gate"),
+            ("download", "cloud_shadow_filter", "quality_gate", "train_hrn"),
+        ),
+        Stage("package", "archive", ("package",), ("train_hrn",), depends_on_files=True),
+        Stage(
+            "super_resolve",
+            "products",
+            ("super_resolve",),
+            ("download", "cloud_shadow_filter", "train_hrn?"),
+            depends_on_files=True,
+        ),
+    )
+}
+"""The graph: every stage, in the order in which a run takes them."""
+STAGES["report"] = Stage(
+    "report",
+    "report",
+    tuple(Config.model_fields),
+    tuple(f"{name}?" for name in STAGES),
+    at_root=("report.html", "metrics.json"),
+)
+FOLDERS = {name: stage.folder for name, stage in STAGES.items()}
+
 
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """Entry of a stage's program. Returns the exit status: 0, 1 after an error, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog=f"python -m components.{stage.name}", description=stage.work.__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m components.{stage.name}")
     parser.add_argument("--config", help="configuration: a YAML file, or the JSON text of one")
     parser.add_argument("--root", help="where artifacts are: a folder or s3://bucket/prefix")
     parser.add_argument(
@@ -147,7 +175,8 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
     input_keys = gather_input_keys(stage, store)
     key = stage_key(stage, config, input_keys)
     kept = read_record(store, stage.folder)
-    if kept is not None and kept["key"] == key:
+    whole = all(store.read(name) is not None for name in stage.at_root)
+    if kept is not None and kept["key"] == key and whole:
         console.print(f"[bold]{stage.name}[/bold]: kept {stage.folder}/ ({_short(kept['counts'])})")
         return kept
     with working_folder(store) as folder:
@@ -161,7 +190,7 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
         (output / ".key").write_text(key)
         console.print(f"[bold]{stage.name}[/bold]")
         started = time.time()
-        result = stage.work(Context(config, inputs, output, key))
+        result = stage.program().work(Context(config, inputs, output, key))
         record = {
             "stage": stage.name,
             "key": key,
@@ -180,8 +209,8 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
         aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
         aside.replace(output / RECORD)
         if is_remote(root):
-            for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
-                store.send(path, path.name)  # what a stage writes at the root: the report
+            for name in stage.at_root:
+                store.send(folder / name, name)
             store.upload(output, stage.folder, last=RECORD)
         summary = f"skipped: {result.skipped}" if result.skipped else _short(record["counts"])
         console.print(f"[bold]{stage.name}[/bold]: {summary} in {record['seconds']:.0f} s")
@@ -240,7 +269,7 @@ def working_key(output: Path) -> str | None:
 def stage_key(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> str:
     """Digest of all that a stage's result depends on: configuration, inputs, code and outside files."""
     sections = json.loads(config.model_dump_json(include=set(stage.sections)))
-    outside = stage.fingerprint(config) if stage.fingerprint else None
+    outside = stage.program().fingerprint(config) if stage.depends_on_files else None
     text = json.dumps([stage.name, sections, dict(input_keys), outside, code_digest(stage.name)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -251,7 +280,7 @@ def code_digest(stage: str) -> str:
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for folder in (Path(sr_core.__file__).parent, here / stage):
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(found for found in folder.rglob("*") if found.suffix in SOURCE_SUFFIXES):
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -304,7 +333,9 @@ def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, r
         if name == "metrics":
             artifact["metadata"] = dict(record["metrics"])
         else:
-            artifact["uri"] = f"{root.rstrip('/')}/{stage.folder}"
+            page = next((file for file in stage.at_root if file.endswith(".html")), None)
+            shown = page if "HTML" in str(artifact.get("type")) and page else stage.folder
+            artifact["uri"] = f"{root.rstrip('/')}/{shown}"
             artifact["metadata"] = {"key": record["key"], **_flat(record["counts"])}
         artifacts[name] = {
             "artifacts": [{k: artifact[k] for k in ("name", "uri", "metadata", "type") if k in artifact}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from components.stage import FOLDERS, main, only_run
+from components.stage import FOLDERS, STAGES, main, only_run
 from sr_core.config import load_config
 from sr_core.errors import ArtifactError, SubpixelError
 from sr_core.progress import console
@@ -94,7 +93,7 @@ def _stop_at_failed_gate(root: str) -> None:
 
 
 def _show_result(name: str, root: str) -> None:
-    test = _read_json(root, f"{FOLDERS['report']}/metrics.json").get("evaluation", {}).get("test")
+    test = _read_json(root, "metrics.json").get("evaluation", {}).get("test")
     if test:
         table = Table(title=f"{name}: {test['n_samples']} held-out test samples", title_justify="left")
         for column in ("metric", "bicubic", "temporal mean", "super-resolved"):
@@ -139,8 +138,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         config: ConfigFile,
         root: Annotated[str, typer.Option("--root", help="Where artifacts are: a folder or s3://bucket/prefix.")],
     ) -> None:
-        stage = importlib.import_module(f"components.{name}.main").STAGE
-        raise typer.Exit(main(stage, ["--config", str(config), "--root", root]))
+        raise typer.Exit(main(STAGES[name], ["--config", str(config), "--root", root]))
 
     return command
 

@@ -7,14 +7,13 @@ written for every acquisition; `kept` in the table only guides later stages.
 from __future__ import annotations
 
 import datetime as dt
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.stage import Context, Result, Stage, main
+from components.stage import STAGES, Context, Result
 from sr_core import SCALE
 from sr_core.config import CloudShadowFilter
 from sr_core.errors import DataError
@@ -157,7 +156,4 @@ def acquisitions(
     return rows
 
 
-STAGE = Stage("cloud_shadow_filter", ("cloud_shadow_filter",), ("download",), work)
-
-if __name__ == "__main__":
-    sys.exit(main(STAGE))
+STAGE = STAGES["cloud_shadow_filter"]

@@ -10,7 +10,7 @@ import json
 
 import torch
 
-from components.stage import Context, Result, Stage
+from components.stage import STAGES, Context, Result
 from sr_core.delineation.experiment import WORK, ImageMaker, compare, find_places
 from sr_core.models.bundle import load_bundle
 from sr_core.patches import read_index
@@ -56,9 +56,4 @@ def work(context: Context) -> Result:
     )
 
 
-STAGE = Stage(
-    "delineate",
-    ("delineate", "quality_gate"),
-    ("download", "cloud_shadow_filter", "quality_gate", "train_hrn"),
-    work,
-)
+STAGE = STAGES["delineate"]

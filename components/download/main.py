@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from components.stage import Context, Result, Stage, main
+from components.stage import STAGES, Context, Result
 from sr_core.config import Config, Grid, parse_config
 from sr_core.errors import AreaError, DataError
 from sr_core.patches import EOPatch, Patch, make_patch, part_path, plan_patches, save_part, write_index
@@ -188,7 +187,4 @@ def fingerprint(config: Config) -> Any:
     return open_source(config).fingerprint()
 
 
-STAGE = Stage("download", ("area", "period", "source", "grid"), (), work, fingerprint)
-
-if __name__ == "__main__":
-    sys.exit(main(STAGE))
+STAGE = STAGES["download"]

@@ -1,6 +1,8 @@
+"""`python -m components.evaluate`."""
+
 import sys
 
-from components.evaluate.main import STAGE
-from components.stage import main
+from components.stage import STAGES, main
 
-sys.exit(main(STAGE))
+if __name__ == "__main__":
+    sys.exit(main(STAGES["evaluate"]))

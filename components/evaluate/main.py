@@ -6,7 +6,7 @@ super-resolved and truth side by side, for samples from the largest to the small
 
 import json
 
-from components.stage import Context, Result, Stage
+from components.stage import STAGES, Context, Result
 from sr_core.evaluation.evaluate import evaluate, summary, write_gallery
 from sr_core.models.bundle import load_bundle
 from sr_core.models.normalization import read_places
@@ -36,4 +36,4 @@ def work(context: Context) -> Result:
     )
 
 
-STAGE = Stage("evaluate", ("evaluate",), ("quality_gate", "normalize", "train_hrn"), work)
+STAGE = STAGES["evaluate"]

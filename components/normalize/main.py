@@ -6,13 +6,11 @@ a patch counts the pixels of its cell, not those it shares with its neighbours.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from components.stage import Context, Result, Stage, main
+from components.stage import STAGES, Context, Result
 from sr_core import BANDS
 from sr_core.errors import DataError
 from sr_core.masks.acquisitions import read_acquisitions
@@ -83,7 +81,4 @@ def kept_dates(table: pd.DataFrame, patch: Patch, sensor: str) -> NDArray[np.int
     return np.flatnonzero(mine["kept"].to_numpy())
 
 
-STAGE = Stage("normalize", ("normalize",), ("download", "cloud_shadow_filter"), work)
-
-if __name__ == "__main__":
-    sys.exit(main(STAGE))
+STAGE = STAGES["normalize"]

@@ -1,6 +1,8 @@
+"""`python -m components.package`."""
+
 import sys
 
-from components.package.main import STAGE
-from components.stage import main
+from components.stage import STAGES, main
 
-sys.exit(main(STAGE))
+if __name__ == "__main__":
+    sys.exit(main(STAGES["package"]))

@@ -4,8 +4,11 @@ The archive holds the network as an exported program, the handler, and a stored 
 before it serves. `archive.json` beside it names its digest, sizes and the versions it was built with.
 """
 
-from components.stage import Context, Result, Stage
+from typing import Any
+
+from components.stage import STAGES, Context, Result
 from serving.archive import build_archive, sources
+from sr_core.config import Config
 
 
 def work(context: Context) -> Result:
@@ -17,4 +20,9 @@ def work(context: Context) -> Result:
     )
 
 
-STAGE = Stage("package", ("package",), ("train_hrn",), work, fingerprint=lambda config: sources())
+def fingerprint(config: Config) -> Any:
+    """The files of `serving/` that go into the archive."""
+    return sources()
+
+
+STAGE = STAGES["package"]

@@ -1,7 +1,8 @@
+"""`python -m components.quality_gate`."""
+
 import sys
 
-from components.quality_gate.main import STAGE
-from components.stage import main
+from components.stage import STAGES, main
 
 if __name__ == "__main__":
-    sys.exit(main(STAGE))
+    sys.exit(main(STAGES["quality_gate"]))

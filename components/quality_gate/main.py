@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from components.stage import Context, Result, Stage, main
+from components.stage import STAGES, Context, Result
 from sr_core import SCALE
 from sr_core.config import QualityGate
 from sr_core.errors import DataError
@@ -181,12 +180,4 @@ def refuse_nothing(table: pd.DataFrame, config: QualityGate, pairing: str) -> No
     raise DataError(f"quality_gate: none of {len(table)} candidate samples could be cut: {found}")
 
 
-STAGE = Stage(
-    name="quality_gate",
-    sections=("quality_gate",),
-    inputs=("download", "cloud_shadow_filter", "normalize"),
-    work=work,
-)
-
-if __name__ == "__main__":
-    sys.exit(main(STAGE))
+STAGE = STAGES["quality_gate"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from components.report.main import STAGE
-from components.stage import main
+from components.stage import STAGES, main
 
-sys.exit(main(STAGE))
+if __name__ == "__main__":
+    sys.exit(main(STAGES["report"]))

@@ -1,7 +1,6 @@
 """The report of a run: `report.html` and `metrics.json` of whatever stages have finished."""
 
-from components.stage import Context, Result, Stage
-from sr_core.config import Config
+from components.stage import STAGES, Context, Result
 from sr_core.evaluation.report import read_run, write_report
 
 
@@ -17,19 +16,4 @@ def work(context: Context) -> Result:
     )
 
 
-STAGE = Stage(
-    name="report",
-    sections=tuple(Config.model_fields),
-    inputs=(
-        "download?",
-        "cloud_shadow_filter?",
-        "normalize?",
-        "quality_gate?",
-        "train_hrn?",
-        "evaluate?",
-        "delineate?",
-        "package?",
-        "super_resolve?",
-    ),
-    work=work,
-)
+STAGE = STAGES["report"]

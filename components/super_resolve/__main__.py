@@ -1,6 +1,8 @@
+"""`python -m components.super_resolve`."""
+
 import sys
 
-from components.stage import main
-from components.super_resolve.main import STAGE
+from components.stage import STAGES, main
 
-sys.exit(main(STAGE))
+if __name__ == "__main__":
+    sys.exit(main(STAGES["super_resolve"]))

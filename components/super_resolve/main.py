@@ -9,7 +9,6 @@ model has never seen needs no training.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.stage import Context, Result, Stage, main
+from components.stage import STAGES, Context, Result
 from sr_core import BANDS, REFLECTANCE_SCALE
 from sr_core.config import Config, SuperResolve
 from sr_core.errors import ArtifactError, DataError
@@ -165,7 +164,7 @@ def region_normalization(dates: Sequence[PatchDates], max_cloud: float, load: An
     return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def bundle_digest(config: Config) -> str | None:
+def fingerprint(config: Config) -> str | None:
     """Changes when the bundle that the configuration names does."""
     folder = config.super_resolve.bundle
     if folder is None or not folder.is_dir():
@@ -176,13 +175,4 @@ def bundle_digest(config: Config) -> str | None:
     return digest.hexdigest()
 
 
-STAGE = Stage(
-    "super_resolve",
-    ("super_resolve",),
-    ("download", "cloud_shadow_filter", "train_hrn?"),
-    work,
-    fingerprint=bundle_digest,
-)
-
-if __name__ == "__main__":
-    sys.exit(main(STAGE))
+STAGE = STAGES["super_resolve"]

@@ -1,6 +1,8 @@
+"""`python -m components.train_hrn`."""
+
 import sys
 
-from components.stage import main
-from components.train_hrn.main import STAGE
+from components.stage import STAGES, main
 
-sys.exit(main(STAGE))
+if __name__ == "__main__":
+    sys.exit(main(STAGES["train_hrn"]))

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from components.stage import Context, Result, Stage
+from components.stage import STAGES, Context, Result
 from sr_core.evaluation.evaluate import PICTURES, pictures
 from sr_core.models.bundle import load_bundle, save_bundle
 from sr_core.models.normalization import read_places
@@ -82,4 +82,4 @@ def tracking_mode() -> Mode:
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
-STAGE = Stage("train_hrn", ("train_hrn",), ("quality_gate", "normalize"), work)
+STAGE = STAGES["train_hrn"]

@@ -8,7 +8,9 @@ from sr_core.radiometry.resample import bicubic_upsample, degrade, psf_sigma
 
 def test_bicubic_equals_torch():
     image = np.random.default_rng(0).random((2, 3, 17, 23), dtype=np.float32)
-    expected = torch.nn.functional.interpolate(torch.from_numpy(image), scale_factor=4, mode="bicubic", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(image), scale_factor=4, mode="bicubic", align_corners=False
+    )
     np.testing.assert_allclose(bicubic_upsample(image), expected.numpy(), atol=2e-6)
 
 
