@@ -29,9 +29,9 @@ def readme(name: str) -> str:
     spec = interface.component_spec
     for key, value in (spec.inputs or {}).items():
         lines.append(f"| input | `{key}` | {_type(value.type)} | {_cell(value.description)} |")
-    described = _described_arguments(interface.description_or_doc if hasattr(interface, "description_or_doc") else "")
+    described = _described_arguments(interface.pipeline_func.__doc__ or "")
     for key, value in (spec.outputs or {}).items():
-        lines.append(f"| output | `{key}` | {_type(value.type)} | {_cell(value.description or described.get(key))} |")
+        lines.append(f"| output | `{key}` | {_type(value.type)} | {_cell(described[key])} |")
     lines += [
         "",
         f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{stage.folder}/`.",

@@ -15,7 +15,11 @@ def write_tiff(path: Path, image: NDArray, gsd: float = 10.0, epsg: int = 32631,
     """Write (H, W) or (C, H, W)."""
     image = image if image.ndim == 3 else image[None]
     path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {"driver": "GTiff", "crs": f"EPSG:{epsg}", "transform": Affine(gsd, 0, origin[0], 0, -gsd, origin[1])} | profile
+    profile = {
+        "driver": "GTiff",
+        "crs": f"EPSG:{epsg}",
+        "transform": Affine(gsd, 0, origin[0], 0, -gsd, origin[1]),
+    } | profile
     count, height, width = image.shape
     with rasterio.open(path, "w", count=count, height=height, width=width, dtype=image.dtype, **profile) as dataset:
         dataset.write(image)

@@ -1,0 +1,27 @@
+"""What the documents say of stages and configuration is what the code says."""
+
+import pytest
+
+from components.documentation import readme
+from components.stage import STAGES
+from sr_core.config import load_config
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_readme_of_a_stage_is_up_to_date(stage):
+    written = (REPOSITORY / "components" / stage / "README.md").read_text(encoding="utf-8")
+    assert written == readme(stage), "run `python -m components.documentation`"
+
+
+@pytest.mark.parametrize("name", ["demo", "okavango", "belgium"])
+def test_the_examples_are_valid(name):
+    assert load_config(REPOSITORY / "examples" / f"{name}.yaml", {}).name == name
+
+
+def test_readme_names_the_two_commands_and_existing_files():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    first_screen = "\n".join(text.splitlines()[:40])
+    assert "make demo" in first_screen and "make test" in first_screen
+    for stage in STAGES:
+        assert f"components/{stage}/README.md" in text
