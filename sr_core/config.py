@@ -49,8 +49,8 @@ class Area(Section):
 class Period(Section):
     """First and last day, both included."""
 
-    start: dt.date
-    end: dt.date
+    start: dt.date = Field(description="first day, YYYY-MM-DD")
+    end: dt.date = Field(description="last day, YYYY-MM-DD")
 
     @model_validator(mode="after")
     def _in_order(self) -> Period:
@@ -62,7 +62,7 @@ class Period(Section):
 class SimulatedSource(Section):
     """The deterministic farmland: a function of seed and place."""
 
-    kind: Literal["simulated"]
+    kind: Literal["simulated"] = Field(description="farmland that is computed, with known truth")
     seed: int = Field(7, ge=0, description="another seed is another landscape")
     revisit_days: int = Field(5, ge=1, le=30, description="days between Sentinel-2 passes")
     cloudy_share: Fraction = Field(0.35, description="share of passes with clouds over a place")
@@ -78,7 +78,7 @@ class SimulatedSource(Section):
 class FilesSource(Section):
     """Folders of GeoTIFFs (one file a band, or one a date) or NetCDF series; VHR optional."""
 
-    kind: Literal["files"]
+    kind: Literal["files"] = Field(description="Sentinel-2 that lies in a folder")
     path: Path = Field(description="folder with the Sentinel-2 series")
     vhr_path: Path | None = Field(None, description="folder with VHR GeoTIFFs (4 bands B,G,R,NIR), one a date")
     region: str = Field("area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics")
@@ -114,8 +114,8 @@ class CloudShadowFilter(Section):
 
 
 class Normalize(Section):
-    lower_percentile: float = Field(1.0, ge=0, lt=50)
-    upper_percentile: float = Field(99.0, gt=50, le=100)
+    lower_percentile: float = Field(1.0, ge=0, lt=50, description="of clear pixels, kept as `p_low`")
+    upper_percentile: float = Field(99.0, gt=50, le=100, description="of clear pixels, kept as `p_high`")
     min_pixels: int = Field(1000, ge=1, description="fewer clear pixels than this make no statistics")
 
 
@@ -160,20 +160,20 @@ class QualityGate(Section):
     )
     max_dropped: Fraction = Field(0.9, description="a larger share of dropped samples fails the gate")
     split: Split = Field(default_factory=lambda: Split())
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="of the draw of blocks")
 
 
 class TrainHRN(Section):
-    channels: int = Field(64, ge=8, le=512)
-    residual_blocks: int = Field(2, ge=1, le=16)
+    channels: int = Field(64, ge=8, le=512, description="features of each convolution")
+    residual_blocks: int = Field(2, ge=1, le=16, description="residual blocks of the encoder")
     steps: int = Field(400, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, le=1024, description="samples a step; lower it when memory is short")
     crop_px: int | None = Field(None, ge=8, description="train on random crops of this side (low-resolution pixels)")
-    learning_rate: float = Field(1e-3, gt=0, le=1)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_steps: int = Field(20, ge=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="of AdamW, after the warm-up; cosine from there")
+    weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
+    warmup_steps: int = Field(20, ge=0, description="steps in which the learning rate rises from zero")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="weight averaging; 0: none")
-    loss: Literal["l1", "mse"] = "l1"
+    loss: Literal["l1", "mse"] = Field("l1", description="mean absolute or squared difference of clear pixels")
     registration_px: float = Field(
         1.0, ge=0, le=8, description="search radius of the shift at the loss, high-resolution pixels; 0: none"
     )
@@ -184,8 +184,8 @@ class TrainHRN(Section):
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the network's arithmetic in training")
     validate_every: int = Field(50, ge=1, description="steps between validations and checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
-    seed: int = Field(0, ge=0)
-    wandb_project: str = "subpixel"
+    seed: int = Field(0, ge=0, description="of the weights, the batches and the augmentation")
+    wandb_project: str = Field("subpixel", description="Weights & Biases project of the curves")
 
 
 class Evaluate(Section):
@@ -204,35 +204,37 @@ class Delineate(Section):
     steps: int = Field(300, ge=1, description="optimiser steps of each arm")
     batch_size: int = Field(4, ge=1, description="tiles a step")
     tile_px: int = Field(128, ge=32, le=1024, multiple_of=16, description="training tile in high-resolution pixels")
-    learning_rate: float = Field(3e-3, gt=0, le=1)
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="of AdamW, falling by a cosine")
     dates: int = Field(2, ge=1, le=20, description="clear dates a patch that the network sees")
     min_area_m2: float = Field(500.0, ge=0, description="smaller polygons are left out")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the networks' arithmetic")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
     gallery: int = Field(4, ge=0, le=50, description="test patches shown in the report")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the weights, the batches and the augmentation")
 
 
 class Package(Section):
-    model_name: str = Field("subpixel", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]*$")
-    version: str = Field("1.0", pattern=r"^[0-9]+(\.[0-9]+)*$")
+    model_name: str = Field(
+        "subpixel", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]*$", description="name of the archive and of the served model"
+    )
+    version: str = Field("1.0", pattern=r"^[0-9]+(\.[0-9]+)*$", description="version of the served model")
 
 
 class SuperResolve(Section):
     bundle: Path | None = Field(None, description="model bundle to use instead of the one this run trains")
     dates: tuple[dt.date, ...] = Field((), description="only these dates; none: every clear date")
     max_dates: int | None = Field(None, ge=1, description="at most this many, the latest")
-    window_px: int = Field(128, ge=16, le=4096, description="side of a window in low-resolution pixels")
+    window_px: int = Field(256, ge=16, le=4096, description="side of a window in low-resolution pixels")
     max_frame_cloud: Fraction = Field(0.10, description="a frame cloudier than this over a patch is not used")
-    max_age_days: int = Field(60, ge=1, le=400)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    threads: int | None = Field(None, ge=1)
+    max_age_days: int = Field(60, ge=1, le=400, description="frames older than this before a date are not used")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the network's arithmetic")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
 
 
 class Config(Section):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the run")
     area: Area | None = Field(None, description="none: all the ground that the source covers (files only)")
     period: Period | None = Field(None, description="none: all dates of the source (files only)")
     source: Source

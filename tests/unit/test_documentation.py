@@ -4,7 +4,7 @@ import pytest
 
 from components.documentation import readme
 from components.stage import STAGES
-from sr_core.config import load_config
+from sr_core.config import Config, Section, load_config
 from tests.conftest import REPOSITORY
 
 
@@ -25,3 +25,19 @@ def test_readme_names_the_two_commands_and_existing_files():
     assert "make demo" in first_screen and "make test" in first_screen
     for stage in STAGES:
         assert f"components/{stage}/README.md" in text
+
+
+def undescribed(section: type[Section], prefix: str = "") -> list[str]:
+    """Keys of a section, and of those inside it, without a description."""
+    found = []
+    for key, field in section.model_fields.items():
+        parts = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        inner = [part for part in parts if isinstance(part, type) and issubclass(part, Section)]
+        found += [name for part in inner for name in undescribed(part, f"{prefix}{key}.")]
+        if not inner and not field.description:
+            found.append(prefix + key)
+    return found
+
+
+def test_every_configuration_key_is_described():
+    assert undescribed(Config) == []
