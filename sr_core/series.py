@@ -11,6 +11,7 @@ import geopandas as gpd
 import numpy as np
 from numpy.typing import NDArray
 
+from sr_core.coregistration import read_shifts
 from sr_core.errors import ArtifactError
 from sr_core.patches import EOPatch, Patch, load_part, part_path
 
@@ -27,6 +28,9 @@ class S2Series:
     timestamps: list[dt.datetime]
     """Naive UTC."""
     product_ids: list[str]
+    shifts: NDArray[np.float32]
+    """(T, 2) rows and columns by which each date is displaced, in 10 m pixels: a pixel at p shows the ground at
+    p + shift. Zero where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def load_s2(patches: Path, masks: Path, patch: Patch) -> S2Series:
         mask_part.mask["CLEAR"][..., 0].astype(bool),
         timestamps,
         list(images.meta_info["product_ids"]),
+        _shifts(masks, patch, timestamps),
     )
 
 
@@ -87,6 +92,11 @@ def load_parcels(patches: Path, patch: Patch) -> gpd.GeoDataFrame | None:
     if not path.is_dir():
         return None
     return load_part(path).vector_timeless["PARCELS"]
+
+
+def _shifts(masks: Path, patch: Patch, timestamps: Sequence[dt.datetime]) -> NDArray[np.float32]:
+    known = read_shifts(masks).get(patch.region, {})
+    return np.array([known.get(timestamp, (0.0, 0.0)) for timestamp in timestamps], np.float32).reshape(-1, 2)
 
 
 def _masks_for(path: Path, timestamps: Sequence[dt.datetime]) -> EOPatch:

@@ -1,13 +1,14 @@
 """Masks of clouds and shadows, and which acquisitions of each patch are kept.
 
 Input: `patches/`. Output: `masks/<region>/<patch id>/{s2,vhr}/` and the table `masks/acquisitions.parquet`. Masks are
-written for every acquisition; `kept` in the table only guides later stages.
+written for every acquisition; `kept` in the table only guides later stages. `masks/coregistration.json` holds the
+displacement of each pass over each region, in 10 m pixels.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from components.stage import STAGES, Context, Result
 from sr_core import SCALE
 from sr_core.config import CloudShadowFilter
+from sr_core.coregistration import PairShift, Shift, pair_shifts, solve, write_shifts
 from sr_core.errors import DataError
 from sr_core.masks.acquisitions import Acquisition, write_acquisitions
 from sr_core.masks.morphology import dilate
@@ -50,8 +52,22 @@ def work(context: Context) -> Result:
     for patch in track(with_vhr, "VHR masks"):
         times = {time for flagged, time in shadowed if flagged == patch}
         rows += mask_vhr(section, images, output, patch, times)
+    shifts = coregister(output, patches)
+    write_shifts(output, shifts)
     write_acquisitions(output, rows)
-    return Result({"patches": len(patches), **{sensor: counts(rows, sensor) for sensor in ("s2", "vhr")}})
+    registered = sum(len(dates) for dates in shifts.values())
+    found = {"patches": len(patches), "co_registered_dates": registered}
+    return Result(found | {sensor: counts(rows, sensor) for sensor in ("s2", "vhr")})
+
+
+def coregister(output: Path, patches: list[Patch]) -> dict[str, dict[dt.datetime, Shift]]:
+    """Displacement of every pass over each region, from the pairs of dates of all its patches."""
+    pairs: dict[str, list[PairShift]] = defaultdict(list)
+    for patch in patches:
+        for first, second, rows, columns in load_part(part_path(output, patch, "s2")).meta_info["pair_shifts"]:
+            dates = dt.datetime.fromisoformat(first), dt.datetime.fromisoformat(second)
+            pairs[patch.region].append(PairShift(*dates, rows, columns))
+    return {region: solve(found) for region, found in pairs.items()}
 
 
 def counts(rows: list[Acquisition], sensor: str) -> dict[str, int]:
@@ -77,6 +93,10 @@ def mask_s2(section: CloudShadowFilter, images: Path, output: Path, patch: Patch
         part = EOPatch(bbox=patch.bbox, timestamps=series.get_timestamps())
         part.mask["CLEAR"] = clear[..., None]
         part.meta_info["mask_source"] = mask_source
+        part.meta_info["pair_shifts"] = [
+            (pair.first.isoformat(), pair.second.isoformat(), pair.rows, pair.columns)
+            for pair in pair_shifts(series.data["BANDS"], clear, series.get_timestamps())
+        ]
         save_part(part, path)
     none = [False] * len(valid)
     return acquisitions(section, patch, "s2", series, series.meta_info["product_ids"], valid, clear, none)

@@ -201,10 +201,11 @@ class ImageMaker:
     def _super_resolved(self, place: Place, series: S2Series, chosen: list[int]) -> NDArray[np.float32]:
         frames, clear = np.moveaxis(series.bands[chosen], -1, 1), series.clear[chosen]
         normalization = self.resolver.region(place.patch.region)
+        shifts = series.shifts[chosen]
         image = np.zeros((frames.shape[1], *place.labels.shape), np.float32)
         whole = Window(0, 0, *place.patch.shape)
         for window in windows(place.window, WINDOW_PX):
-            part = super_resolve_window(self.resolver, frames, clear, normalization, window, self.precision)
+            part = super_resolve_window(self.resolver, frames, clear, normalization, window, self.precision, shifts)
             image[:, *window.inside(whole, SCALE)] = part
         return image
 

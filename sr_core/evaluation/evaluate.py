@@ -21,6 +21,7 @@ from sr_core.config import Evaluate
 from sr_core.errors import DataError
 from sr_core.evaluation import metrics
 from sr_core.evaluation.baselines import bicubic_latest, temporal_mean
+from sr_core.models.alignment import align
 from sr_core.models.bundle import SuperResolver
 from sr_core.models.normalization import Normalization, region_statistics
 from sr_core.progress import track
@@ -89,10 +90,11 @@ def predictions(
     batch = whole_batch(samples, rows)
     mean, std = region_statistics(statistics, [samples.region[row] for row in rows])
     frames = (batch.lr - mean[:, None]) / std[:, None]
+    aligned = align(frames, batch.clear, batch.shift)[:, : resolver.frames]
     images = {
         "bicubic": bicubic_latest(frames, batch.clear),
         "temporal_mean": temporal_mean(frames, batch.clear),
-        "sr": resolver.model(frames[:, : resolver.frames], batch.clear[:, : resolver.frames]),
+        "sr": resolver.model(aligned, batch.clear[:, : resolver.frames]),
     }
     return {arm: image * std + mean for arm, image in images.items()}, batch.hr, batch.hr_clear
 

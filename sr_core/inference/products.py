@@ -45,7 +45,7 @@ SR_NODATA, CONSISTENCY_NODATA = 0, 65535
 CONSISTENCY_MTF = 0.3
 """MTF at the 10 m Nyquist frequency of the point-spread function that the product is compared through: the upper end of
 what is specified for Sentinel-2's 10 m bands."""
-BLUR_PX = 3
+BLUR_PX = 5
 """That function's reach, in 10 m pixels."""
 TILE = 512
 
@@ -261,14 +261,16 @@ def _super_resolve_cell(
     """Windows of the patch's cell, each with its product (4,4h,4w) and its consistency (4,h,w)."""
     order = list(frames)
     stack = np.ascontiguousarray(np.moveaxis(series.bands[order], -1, 1))
+    # the product lies on the series' common grid, the latest frame a little beside it
+    displaced = (float(series.shifts[order[0], 0]), float(series.shifts[order[0], 1]))
     known = stack[0].any(axis=0)
     clear = series.clear[order]
     seen = clear.any(axis=0) & known
     for window in windows(patch.cell_window(), window_px):
         outer = window.grow(BLUR_PX, known.shape)
-        image = super_resolve_window(resolver, stack, clear, normalization, outer, precision)
+        image = super_resolve_window(resolver, stack, clear, normalization, outer, precision, series.shifts[order])
         rows, columns = window.slices
-        difference = degrade(image, mtf=CONSISTENCY_MTF)[(slice(None), *window.inside(outer))]
+        difference = degrade(image, mtf=CONSISTENCY_MTF, shift=displaced)[(slice(None), *window.inside(outer))]
         difference = np.abs(difference * REFLECTANCE_SCALE - stack[0][:, rows, columns])
         comparable = (clear[0] & seen)[rows, columns]
         valid = seen[rows, columns].repeat(SCALE, axis=0).repeat(SCALE, axis=1)

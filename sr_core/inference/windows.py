@@ -65,14 +65,16 @@ def super_resolve_window(
     normalization: Normalization,
     window: Window,
     precision: Precision = "float32",
+    shifts: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Reflectance (C,scale*h,scale*w) of a window of h x w pixels.
 
-    frames (T,C,H,W) reflectance x 10000, latest first, and clear (T,H,W) cover the whole patch.
+    frames (T,C,H,W) reflectance x 10000, latest first, and clear (T,H,W) cover the whole patch; shifts (T,2)
+    are the frames' displacements, as `SuperResolver.predict` takes them.
     """
     outer = window.grow(resolver.receptive_field // 2, frames.shape[-2:])
     rows, columns = outer.slices
-    image = resolver.predict(frames[..., rows, columns], clear[..., rows, columns], normalization, precision)
+    image = resolver.predict(frames[..., rows, columns], clear[..., rows, columns], normalization, precision, shifts)
     return image[(slice(None), *window.inside(outer, resolver.scale))]
 
 

@@ -6,6 +6,7 @@ Readable without the training code and without unpickling anything.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from sr_core import BANDS, REFLECTANCE_SCALE
+from sr_core.coregistration import MAX_SHIFT_PX
 from sr_core.errors import ArtifactError, DataError
+from sr_core.models.alignment import LOBES, align
 from sr_core.models.highresnet import HighResNet
 from sr_core.models.normalization import Normalization
 
@@ -47,7 +50,7 @@ class SuperResolver:
     @property
     def receptive_field(self) -> int:
         """Side, in low-resolution pixels, of the square that one low-resolution pixel's output depends on."""
-        return self.model.receptive_field(self.frames)
+        return self.model.receptive_field(self.frames) + 2 * (LOBES + math.ceil(MAX_SHIFT_PX))
 
     def region(self, name: str) -> Normalization:
         """Statistics of a region that the model was trained on. Raises `DataError` for another."""
@@ -63,12 +66,14 @@ class SuperResolver:
         clear: NDArray[np.bool_],
         normalization: Normalization,
         precision: Precision = "float32",
+        shifts: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Super-resolve one series.
 
         frames (T,C,H,W) reflectance × 10000, latest first; clear (T,H,W). Fewer frames than the model's are
-        padded with frames that count as not clear; of more, the latest are used. Returns reflectance
-        (C,scale*H,scale*W); where no frame is clear it is a smooth guess, near the place's mean.
+        padded with frames that count as not clear; of more, the latest are used. shifts (T,2) are the frames'
+        displacements in low-resolution pixels (`sr_core.coregistration`); none: they lie on one grid. Returns
+        reflectance (C,scale*H,scale*W); where no frame is clear it is a smooth guess, near the place's mean.
         """
         if frames.ndim != 4 or frames.shape[1] != len(self.description["bands"]) or not frames.size > 0:
             raise DataError(f"frames: found shape {frames.shape}, expected (T, {len(self.description['bands'])}, H, W)")
@@ -77,9 +82,13 @@ class SuperResolver:
         frames, clear = frames[: self.frames], clear[: self.frames].astype(bool, copy=False)
         padding = ((0, self.frames - len(frames)), (0, 0), (0, 0))
         normalized = normalization.apply(frames.astype(np.float32) / REFLECTANCE_SCALE)
+        moved = np.zeros((self.frames, 2), np.float32)
+        if shifts is not None:
+            moved[: len(frames)] = shifts[: self.frames]
         device = next(self.model.parameters()).device
         inputs = torch.from_numpy(np.pad(normalized, (*padding, (0, 0))))[None].to(device)
         mask = torch.from_numpy(np.pad(clear, padding))[None].float().to(device)
+        inputs = align(inputs, mask, torch.from_numpy(moved)[None].to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             output = self.model(inputs, mask)
         return normalization.invert(output[0].cpu().numpy())

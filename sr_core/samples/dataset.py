@@ -25,6 +25,8 @@ class SampleSet:
     """(N,T,h,w) bool; padded frames are nowhere clear."""
     valid: Tensor
     """(N,T) bool, False for a padded frame."""
+    shift: Tensor
+    """(N,T,2) displacement of each frame on the truth's grid, low-resolution pixels."""
     hr: Tensor
     """(N,4,4h,4w) uint16 reflectance × 10000."""
     hr_clear: Tensor
@@ -44,6 +46,7 @@ class SampleSet:
             lr=self.lr[index],
             clear=self.clear[index],
             valid=self.valid[index],
+            shift=self.shift[index],
             hr=self.hr[index],
             hr_clear=self.hr_clear[index],
             region=[self.region[row] for row in rows],
@@ -70,6 +73,7 @@ class SampleSet:
             lr=torch.from_numpy(arrays.lr),
             clear=torch.from_numpy(arrays.lr_clear) & valid[:, :, None, None],
             valid=valid,
+            shift=torch.from_numpy(arrays.lr_shift),
             hr=torch.from_numpy(arrays.hr),
             hr_clear=torch.from_numpy(arrays.hr_clear),
             region=table["region"].astype(str).tolist(),
@@ -86,6 +90,8 @@ class Batch:
     """(B,T,4,h,w)"""
     clear: Tensor
     """(B,T,h,w)"""
+    shift: Tensor
+    """(B,T,2) rows and columns, low-resolution pixels."""
     hr: Tensor
     """(B,4,4h,4w)"""
     hr_clear: Tensor
@@ -100,6 +106,7 @@ def whole_batch(samples: SampleSet, rows: Sequence[int]) -> Batch:
     return Batch(
         lr=to_reflectance(samples.lr[index]),
         clear=samples.clear[index].float(),
+        shift=samples.shift[index],
         hr=to_reflectance(samples.hr[index]),
         hr_clear=samples.hr_clear[index].float(),
         rows=index,
@@ -143,14 +150,14 @@ class BatchSampler:
         rows = [self._row(step * self.batch_size + place) for place in range(self.batch_size)]
         random = np.random.default_rng([self.seed, step])
         parts = [self._augment(row, random) for row in rows]
-        lr, clear, hr, hr_clear = (torch.stack(part) for part in zip(*parts, strict=True))
-        return Batch(lr, clear, hr, hr_clear, torch.tensor(rows))
+        lr, clear, shift, hr, hr_clear = (torch.stack(part) for part in zip(*parts, strict=True))
+        return Batch(lr, clear, shift, hr, hr_clear, torch.tensor(rows))
 
     def _row(self, draw: int) -> int:
         epoch, place = divmod(draw, len(self.samples))
         return int(np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.samples))[place])
 
-    def _augment(self, row: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _augment(self, row: int, random: np.random.Generator) -> tuple[Tensor, ...]:
         samples = self.samples
         height, width = samples.lr.shape[-2:]
         side = self.crop_px or height
@@ -173,6 +180,15 @@ class BatchSampler:
         return (
             orient(to_reflectance(samples.lr[row][low])) * gain,
             orient(samples.clear[row][low]).float() * kept[:, None, None],
+            _orient_shift(samples.shift[row], turns, flip),
             orient(to_reflectance(samples.hr[row][high])) * gain,
             orient(samples.hr_clear[row][high]).float(),
         )
+
+
+def _orient_shift(shift: Tensor, turns: int, flip: bool) -> Tensor:
+    """Displacements (T,2) in an image that was turned by quarter turns (as torch.rot90 turns it) and then flipped."""
+    down, across = shift.unbind(-1)
+    for _ in range(turns):
+        down, across = -across, down
+    return torch.stack([down, -across if flip else across], dim=-1)

@@ -59,6 +59,8 @@ class Frames:
     clear: NDArray[np.bool_]
     """(T, h, w)."""
     timestamps: list[dt.datetime]
+    shifts: NDArray[np.float32]
+    """(T, 2) rows and columns by which each frame is displaced, in its own pixels."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def vhr_pairs(
     narrower: matched to that, the truth would lose the very contrast that is to be learnt. It is found over the
     patch, not over a chip, where a handful of fields would make the histogram.
     """
-    frames = Frames(s2.patch, S2_GSD, np.moveaxis(s2.bands, -1, 1), s2.clear, s2.timestamps)
+    frames = Frames(s2.patch, S2_GSD, np.moveaxis(s2.bands, -1, 1), s2.clear, s2.timestamps, s2.shifts)
     truths = []
     for index, (timestamp, tile) in enumerate(zip(vhr.timestamps, vhr.tile_ids, strict=True)):
         clear = vhr.clear[index] & ~vhr.shadow[index]
@@ -124,7 +126,7 @@ def wald_pairs(s2: S2Series, reasons: Reasons, mtf: float) -> tuple[Frames, list
         if s2.clear[index].any():
             image, clear[index] = degrade_clear(s2.bands[index], s2.clear[index], mtf)
             bands[index] = _to_integers(np.moveaxis(image, -1, 0))
-    frames = Frames(s2.patch, S2_GSD * SCALE, bands, clear, s2.timestamps)
+    frames = Frames(s2.patch, S2_GSD * SCALE, bands, clear, s2.timestamps, s2.shifts / np.float32(SCALE))
     truths = [
         Truth(
             timestamp,
@@ -289,6 +291,10 @@ def _sample(frames: Frames, truth: Truth, window: ChipWindow, chosen: Sequence[i
     sample.lr_valid[0, : len(chosen)] = True
     sample.lr_age[0] = -1
     sample.lr_age[0, : len(chosen)] = [age_days(frames.timestamps[index], truth.timestamp) for index in chosen]
+    sample.lr_shift[0, : len(chosen)] = frames.shifts[list(chosen)]
+    if truth.own_frame is not None:
+        # the truth is the latest frame itself, so its grid is the one to be on
+        sample.lr_shift[0, : len(chosen)] -= frames.shifts[truth.own_frame]
     high = _high(window, side)
     sample.hr[0] = truth.bands(chosen[0])[(slice(None), *high)]
     sample.hr_clear[0] = truth.clear[high]

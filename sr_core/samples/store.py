@@ -80,6 +80,9 @@ class Samples:
     """(N, T): False where the frame is padding."""
     lr_age: NDArray[np.int16]
     """(N, T) days before the target; -1 where the frame is padding."""
+    lr_shift: NDArray[np.float32]
+    """(N, T, 2) rows and columns in low-resolution pixels: a frame's pixel at p shows the ground at p + shift, on the
+    truth's grid."""
     hr: NDArray[np.uint16]
     """(N, 4, 4h, 4w) reflectance x 10000, 0 where not clear."""
     hr_clear: NDArray[np.bool_]
@@ -97,6 +100,7 @@ class Samples:
             np.zeros((count, frames, *low), bool),
             np.zeros((count, frames), bool),
             np.zeros((count, frames), np.int16),
+            np.zeros((count, frames, 2), np.float32),
             np.zeros((count, len(BANDS), *high), np.uint16),
             np.zeros((count, *high), bool),
         )

@@ -22,6 +22,7 @@ from sr_core.config import TrainHRN
 from sr_core.errors import ArtifactError, DataError
 from sr_core.evaluation.baselines import bicubic_latest
 from sr_core.evaluation.metrics import decibel
+from sr_core.models.alignment import align
 from sr_core.models.highresnet import HighResNet
 from sr_core.models.normalization import Normalization, region_statistics
 from sr_core.progress import say, track
@@ -191,8 +192,12 @@ class Judge:
         frames = (batch.lr.to(self.device) - mean[:, None]) / std[:, None]
         clear = batch.clear.to(self.device)
         bfloat16 = self.settings.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            sr = bicubic_latest(frames, clear) if model is None else model(frames, clear)
+        if model is None:
+            sr = bicubic_latest(frames, clear)
+        else:
+            aligned = align(frames, clear, batch.shift.to(self.device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+                sr = model(aligned, clear)
         return sr, (batch.hr.to(self.device) - mean) / std, batch.hr_clear.to(self.device), std
 
     def _error(self, sr: Tensor, hr: Tensor, clear: Tensor, kind: LossName) -> Tensor:

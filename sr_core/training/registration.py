@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from sr_core.models.alignment import LOBES, translate
 from sr_core.training.losses import LossName, masked_error
-
-LOBES = 3
 
 
 @dataclass(frozen=True)
@@ -85,30 +83,8 @@ def best_shifts(
 
 
 def shift(images: Tensor, down: Sequence[float], across: Sequence[float]) -> Tensor:
-    """Move each of (B,C,H,W) by its own `down` rows and `across` columns, any fraction; edges are replicated.
-
-    Lanczos interpolation with 3 lobes, as a product with one matrix a direction: faster than a convolution with a
-    single channel.
-    """
-    for distances, axis in ((down, -2), (across, -1)):
-        if any(distances):
-            matrix = torch.stack([_lanczos(images.shape[axis], distance) for distance in distances])[:, None]
-            matrix = matrix.to(images)
-            images = matrix @ images if axis == -2 else images @ matrix.transpose(-2, -1)
-    return images
-
-
-@cache
-def _lanczos(size: int, distance: float) -> Tensor:
-    """(size, size): row i samples position i - distance. Rows sum to one; the plain kernel brightens by up to 1 %."""
-    position = torch.arange(size, dtype=torch.float64) - distance
-    taps = position.floor()[:, None] + torch.arange(1 - LOBES, LOBES + 1)
-    x = taps - position[:, None]
-    weights = torch.where(x.abs() < LOBES, torch.sinc(x) * torch.sinc(x / LOBES), 0.0)
-    weights /= weights.sum(dim=1, keepdim=True)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    matrix.scatter_add_(1, taps.clamp(0, size - 1).long(), weights)
-    return matrix.float()
+    """Move each of (B,C,H,W) by its own `down` rows and `across` columns, any fraction; edges are replicated."""
+    return translate(images, torch.tensor([down, across], dtype=torch.float64).T)
 
 
 def _inside(rows: int, columns: int, border: int) -> tuple[slice, slice]:

@@ -198,7 +198,7 @@ def test_bicubic_has_the_known_psnr_on_okavango(sample_data):
     bands, timestamps = images[FeatureType.DATA]["BANDS"], list(images.timestamps)
     ids = [str(n) for n in range(len(timestamps))]
     hazy = {dt.date(2017, 7, 30)}
-    s2 = S2Series(patch, bands, np.ones(bands.shape[:3], bool), timestamps, ids)
+    s2 = S2Series(patch, bands, np.ones(bands.shape[:3], bool), timestamps, ids, np.zeros((len(ids), 2), np.float32))
     reasons = {
         (timestamp, tile): "cloud" if timestamp.date() in hazy else ""
         for timestamp, tile in zip(timestamps, ids, strict=True)

@@ -36,6 +36,7 @@ def write_inputs(root: Path, splits=SPLITS) -> None:
     for name, values in arrays.items():
         group.create_array(name, data=values.numpy())
     group.create_array("lr_age", data=np.zeros((len(splits), 3), np.int16))
+    group.create_array("lr_shift", data=np.zeros((len(splits), 3, 2), np.float32))
     rows = [
         {"sample_id": samples.ids[row], "row": row, "region": "here", "split": split, "kept": True}
         for row, split in enumerate(splits)

@@ -22,11 +22,12 @@ RNG = np.random.default_rng(4)
 LAND = np.kron(RNG.integers(400, 3000, (16, 16, 4)), np.ones((8, 8, 1))).astype(np.uint16)
 
 
-def series(dates=6, step=10, image=LAND):
+def series(dates=6, step=10, image=LAND, shifts=None):
     """The same land on every date, one count brighter each time, so that a frame shows which date it is."""
     bands = np.stack([image + n for n in range(dates)]).astype(np.uint16)
     timestamps = [START + n * step * DAY for n in range(dates)]
-    return S2Series(PATCH, bands, np.ones(bands.shape[:3], bool), timestamps, [f"p{n}" for n in range(dates)])
+    shifts = np.zeros((dates, 2), np.float32) if shifts is None else shifts
+    return S2Series(PATCH, bands, np.ones(bands.shape[:3], bool), timestamps, [f"p{n}" for n in range(dates)], shifts)
 
 
 def kept(acquisitions):
@@ -210,3 +211,14 @@ class TestVHR:
             "farm_34N_500000_7000000_024_040_20200603T100000",
             "farm_34N_500000_7000000_024_040_20200603T100000-2",
         ]
+
+
+def test_displacements_are_those_on_the_grid_of_the_truth():
+    shifts = np.linspace(-0.4, 0.6, 12, dtype=np.float32).reshape(6, 2)
+    s2 = series(shifts=shifts)
+    config = QualityGate(frames=2, chip_px=8, max_age_days=60, min_ssim=-1, min_psnr=0)
+    reasons = dict.fromkeys(zip(s2.timestamps, s2.product_ids, strict=True), "")
+    frames, truths = wald_pairs(s2, reasons, 0.3)
+    _, samples = cut(frames, truths[-1:], [ChipWindow(0, 0, "train")], config)
+    # by Wald the truth is the latest frame itself; a degraded pixel is four times as wide
+    np.testing.assert_allclose(samples.lr_shift[0], (shifts[[5, 4]] - shifts[5]) / 4, atol=1e-6)

@@ -59,7 +59,10 @@ def ground(patch: Patch, when: int) -> np.ndarray:
 
 def series(patch: Patch, days: list[dt.datetime] = DAYS) -> S2Series:
     bands = np.stack([ground(patch, when) for when in range(len(days))])
-    return S2Series(patch, bands, np.ones(bands.shape[:3], bool), list(days), [f"S2A_{day:%Y%m%d}" for day in days])
+    shifts = np.zeros((len(days), 2), np.float32)
+    return S2Series(
+        patch, bands, np.ones(bands.shape[:3], bool), list(days), [f"S2A_{day:%Y%m%d}" for day in days], shifts
+    )
 
 
 def make(root: Path, all_series: list[S2Series], target: Target, **changes: Any) -> tuple[Mapping[str, Any], bool]:
