@@ -38,7 +38,12 @@ class Bicubic:
     receptive_field: int = 5
 
     def predict(
-        self, frames: np.ndarray, clear: np.ndarray, normalization: Normalization, precision: str
+        self,
+        frames: np.ndarray,
+        clear: np.ndarray,
+        normalization: Normalization,
+        precision: str,
+        shifts: np.ndarray,
     ) -> np.ndarray:
         return bicubic_upsample(frames[0].astype(np.float32) / 10_000)
 

@@ -32,27 +32,32 @@ def stack(frames: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]
 def test_windows_equal_the_whole(rows: int, columns: int, window_px: int, frames: int) -> None:
     resolver = network(frames)
     images, clear = stack(frames, rows, columns)
-    whole = resolver.predict(images, clear, NORMALIZATION)
-    assert np.ptp(whole - resolver.predict(images, np.ones_like(clear), NORMALIZATION)) > 0.01  # the mask matters
+    shifts = np.random.default_rng(0).uniform(-1.9, 1.9, (frames, 2)).astype(np.float32)
+    whole = resolver.predict(images, clear, NORMALIZATION, shifts=shifts)
+    for other in (
+        resolver.predict(images, np.ones_like(clear), NORMALIZATION, shifts=shifts),
+        resolver.predict(images, clear, NORMALIZATION),
+    ):
+        assert np.ptp(whole - other) > 0.01  # the mask matters, and so do the displacements
 
     pieced = np.full_like(whole, np.nan)
     for window in windows((slice(0, rows), slice(0, columns)), window_px):
         assert max(window.shape) <= window_px
         place = (slice(None), *window.inside(Window(0, 0, rows, columns), 4))
         assert np.isnan(pieced[place]).all()  # no pixel twice
-        pieced[place] = super_resolve_window(resolver, images, clear, NORMALIZATION, window)
+        pieced[place] = super_resolve_window(resolver, images, clear, NORMALIZATION, window, shifts=shifts)
 
     np.testing.assert_allclose(pieced, whole, atol=1e-4)
 
 
 def test_a_narrower_halo_would_be_seen() -> None:
-    """The halo is needed: with half of it the result is another."""
+    """The halo is needed: with a quarter of it the result is another."""
     resolver = network(4)
     images, clear = stack(4, 70, 70)
     reach = resolver.receptive_field // 2
     window = Window(33, 33, 37, 37)
     right = super_resolve_window(resolver, images, clear, NORMALIZATION, window)
-    outer = window.grow(reach // 2, (70, 70))
+    outer = window.grow(reach // 4, (70, 70))
     rows, columns = outer.slices
     wrong = resolver.predict(images[..., rows, columns], clear[..., rows, columns], NORMALIZATION)
     assert np.abs(wrong[(slice(None), *window.inside(outer, 4))] - right).max() > 1e-4
