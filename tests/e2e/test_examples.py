@@ -28,7 +28,7 @@ def test_demo_beats_its_baselines(tmp_path):
 def test_okavango_beats_bicubic_on_ground_it_has_not_seen(tmp_path, sample_data):
     test = run_example("okavango", tmp_path)["evaluation"]["test"]
     assert test["psnr"]["sr"] > 39.2
-    assert 37.8 < test["psnr"]["bicubic"] < 38.2
+    assert 37.6 < test["psnr"]["bicubic"] < 38.2
 
 
 @pytest.mark.realdata

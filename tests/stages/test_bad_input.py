@@ -1,9 +1,13 @@
 """What a user gets wrong: each says what, where and what was expected, exits non-zero and leaves nothing half."""
 
+import shutil
+
 import pytest
 
+from components.stage import FOLDERS
 from tests.stages.test_run import subpixel
 from tests.stages.tiny import TINY, write_config
+from tests.unit.geotiffs import field, product, write_product, write_tiff
 
 WRONG = {
     "a typo": ("frames: 4", "framse: 4", ["quality_gate.framse", "unknown key", "frames"]),
@@ -37,6 +41,59 @@ def test_a_mistake_in_the_configuration_is_named(mistake, tmp_path):
     assert "Traceback" not in done.stderr
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert not [path for path in left if path.parts[-2] == "patches"], left
+
+
+FILES = """
+name: files
+source: {{kind: files, path: {folder}}}
+grid: {{cell_m: 640, buffer_m: 0, anchor: source}}
+quality_gate: {{pairing: wald, chip_px: 8}}
+"""
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def leave(folder):
+    """The files are in order; what they show is not."""
+
+
+def hold_nothing(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+SPOILED = {
+    "a missing folder": (shutil.rmtree, False, ["download", "series", "missing", "folder"]),
+    "an empty folder": (hold_nothing, False, ["download", "series", "the folder is empty", "expected GeoTIFFs"]),
+    "a truncated band": (lambda folder: truncate(next(folder.glob("*/*b04.tif"))), False, ["download", "b04.tif"]),
+    "a band of another size": (
+        lambda folder: write_tiff(next(folder.glob("*/*b04.tif")), field(32)[0]),
+        False,
+        ["download", "b04.tif", "32", "64"],
+    ),
+    "a band in another system": (
+        lambda folder: write_tiff(next(folder.glob("*/*b04.tif")), field()[0], epsg=32632),
+        False,
+        ["download", "b04.tif", "32632", "32631"],
+    ),
+    "only cloudy dates": (leave, True, ["cloud_shadow_filter", "only cloudy dates", "6"]),
+}
+
+
+@pytest.mark.parametrize("mistake", SPOILED)
+def test_a_mistake_in_the_files_is_named_and_no_stage_finishes_on_it(mistake, tmp_path):
+    spoil, cloudy, words = SPOILED[mistake]
+    for day in range(1, 7):
+        write_product(tmp_path / "series", product(f"2020050{day}"), field(seed=1, cloudy=cloudy))
+    spoil(tmp_path / "series")
+    config = write_config(tmp_path, FILES.format(folder=tmp_path / "series"))
+    done = subpixel("run", config, "--out", tmp_path / "run")
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / FOLDERS[words[0]] / "run.json").exists()
 
 
 def test_a_missing_configuration_is_named(tmp_path):
