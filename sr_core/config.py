@@ -223,7 +223,7 @@ class Package(Section):
 class SuperResolve(Section):
     bundle: Path | None = Field(None, description="model bundle to use instead of the one this run trains")
     dates: tuple[dt.date, ...] = Field((), description="only these dates; none: every clear date")
-    max_dates: int | None = Field(None, ge=1, description="at most this many, the latest")
+    max_dates: int | None = Field(None, ge=1, description="at most this many of each region, the latest")
     window_px: int = Field(256, ge=16, le=4096, description="side of a window in low-resolution pixels")
     max_frame_cloud: Fraction = Field(0.10, description="a frame cloudier than this over a patch is not used")
     max_age_days: int = Field(60, ge=1, le=400, description="frames older than this before a date are not used")

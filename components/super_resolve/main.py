@@ -62,6 +62,7 @@ def work(context: Context) -> Result:
     items, kept = [], 0
     for region, patches, dates, targets in plans:
         wanted = [target for target in targets if target.timestamp.date() in chosen]
+        wanted = wanted[-settings.max_dates :] if settings.max_dates else wanted
         if not wanted:
             continue
         normalization = region_normalization(dates, settings.max_frame_cloud, load)
@@ -149,8 +150,7 @@ def choose(settings: SuperResolve, targets: Sequence[Target]) -> set[Any]:
             f"super_resolve.dates: {', '.join(missing)}: not clear or not there;"
             f" clear dates are {', '.join(str(day) for day in days)}"
         )
-    wanted = sorted(settings.dates) or days
-    return set(wanted[-settings.max_dates :] if settings.max_dates else wanted)
+    return set(settings.dates or days)
 
 
 def region_normalization(dates: Sequence[PatchDates], max_cloud: float, load: Any) -> Normalization:
