@@ -2,8 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,6 +211,16 @@ def test_other_places_are_refused(uri: str) -> None:
         storage_for(uri)
 
 
+@dataclass(frozen=True)
+class Improvised(runtime.Stage):
+    """A stage whose work is given instead of read from its program."""
+
+    work: Callable[[runtime.Context], runtime.Result] | None = None
+
+    def program(self) -> Any:
+        return SimpleNamespace(work=self.work)
+
+
 def counting_stage(done: list[str]) -> tuple[runtime.Stage, runtime.Stage]:
     """Two stages, the second reading the first."""
 
@@ -224,8 +236,8 @@ def counting_stage(done: list[str]) -> tuple[runtime.Stage, runtime.Stage]:
         return runtime.Result({"copies": 1})
 
     return (
-        runtime.Stage("download", ("package",), (), download),
-        runtime.Stage("package", ("package",), ("download", "train_hrn?"), package),
+        Improvised("download", "patches", ("package",), at_root=("report.html",), work=download),
+        Improvised("package", "archive", ("package",), ("download", "train_hrn?"), work=package),
     )
 
 
@@ -270,5 +282,5 @@ def test_a_stage_that_fails_shows_nothing_on_s3(s3: S3Server) -> None:
         raise ValueError("in the middle")
 
     with pytest.raises(ValueError, match="in the middle"):
-        runtime.run(runtime.Stage("download", (), (), fail), small_config(), f"s3://{BUCKET}/run")
+        runtime.run(Improvised("download", "patches", (), work=fail), small_config(), f"s3://{BUCKET}/run")
     assert list(storage_for(f"s3://{BUCKET}/run").names()) == []
