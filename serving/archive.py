@@ -21,6 +21,7 @@ import torch
 from serving import core
 from sr_core import BANDS
 from sr_core.errors import ArtifactError
+from sr_core.models.alignment import AlignedNetwork
 from sr_core.models.bundle import DESCRIPTION, SuperResolver, load_bundle
 from sr_core.models.normalization import Normalization
 
@@ -81,8 +82,10 @@ def export_program(resolver: SuperResolver, path: Path) -> None:
     # a batch of one would be taken for a constant
     frames = torch.zeros(2, resolver.frames, len(BANDS), SAMPLE_SIDE, SAMPLE_SIDE + 4)
     clear = torch.ones(2, resolver.frames, SAMPLE_SIDE, SAMPLE_SIDE + 4)
-    shapes = ({0: batch, 3: height, 4: width}, {0: batch, 2: height, 3: width})
-    program = torch.export.export(resolver.model, (frames, clear), dynamic_shapes=shapes)
+    shifts = torch.zeros(2, resolver.frames, 2)
+    shapes = ({0: batch, 3: height, 4: width}, {0: batch, 2: height, 3: width}, {0: batch})
+    network = AlignedNetwork(resolver.model).eval()
+    program = torch.export.export(network, (frames, clear, shifts), dynamic_shapes=shapes)
     with warnings.catch_warnings():
         # "no complete tensor found in the group": about weights that share storage, which none here does
         warnings.simplefilter("ignore", UserWarning)
@@ -99,13 +102,15 @@ def write_sample(resolver: SuperResolver, folder: Path) -> None:
     frames = rng.integers(200, 4000, shape, dtype=np.uint16)
     clear = rng.random((shape[0], *shape[2:])) > 0.2
     clear[:, 0, 0] = False
-    sr = core.super_resolve(core.load_program(folder), core.Request(frames, clear))
+    shifts = rng.uniform(-0.5, 0.5, (shape[0], 2)).astype(np.float32)
+    sr = core.super_resolve(core.load_program(folder), core.Request(frames, clear, shifts=shifts))
     mean, std = core.statistics(core.Request(frames), frames, clear)
-    expected = resolver.predict(frames, clear, Normalization(tuple(mean.tolist()), tuple(std.tolist())))
+    place = Normalization(tuple(mean.tolist()), tuple(std.tolist()))
+    expected = resolver.predict(frames, clear, place, shifts=shifts)
     difference = np.abs(sr - np.clip(expected * core.REFLECTANCE_SCALE, 1, 65535))[:, sr.all(axis=0)].max()
     if difference > 1:
         raise ArtifactError(f"exported program: differs from the bundle by {difference:.1f} counts, expected at most 1")
-    np.savez_compressed(folder / "sample.npz", frames=frames, clear=clear, sr=sr)
+    np.savez_compressed(folder / "sample.npz", frames=frames, clear=clear, shifts=shifts, sr=sr)
 
 
 def _pack(folder: Path, model_name: str, version: str) -> Path:

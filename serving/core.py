@@ -23,12 +23,14 @@ MIN_SIDE, MAX_SIDE = 8, 256
 """Low-resolution pixels: config.properties sizes requests and answers for the largest."""
 MIN_STD = 1e-3
 """Reflectance; flatter ground would be stretched into noise (as in training)."""
-ARRAYS = ("frames", "clear", "mean", "std")
+MAX_SHIFT = 2.0
+"""Low-resolution pixels: no pass is displaced by more."""
+ARRAYS = ("frames", "clear", "mean", "std", "shifts")
 
 
 @dataclass(frozen=True)
 class Program:
-    """An exported network: normalised frames (1,T,4,H,W) and their mask (1,T,H,W) to (1,4,4H,4W)."""
+    """An exported network: normalised frames (1,T,4,H,W), mask (1,T,H,W), displacements (1,T,2) to (1,4,4H,4W)."""
 
     module: Any
     frames: int
@@ -47,6 +49,9 @@ class Request:
     mean: NDArray[np.float64] | None = None
     """(4,) reflectance, of the place over time; none: of the request's clear pixels."""
     std: NDArray[np.float64] | None = None
+    shifts: NDArray[np.float64] | None = None
+    """(T,2) rows and columns by which each frame is displaced, in its pixels: a pixel at p shows the ground at
+    p + shift; none: the frames lie on one grid."""
 
 
 def load_program(folder: Path, device: str = "cpu") -> Program:
@@ -98,8 +103,11 @@ def super_resolve(program: Program, request: Request) -> NDArray[np.uint16]:
     padding = ((0, program.frames - len(frames)), (0, 0), (0, 0))
     inputs = torch.from_numpy(np.pad(normalized, (*padding, (0, 0))))[None].to(program.device)
     mask = torch.from_numpy(np.pad(clear, padding).astype(np.float32))[None].to(program.device)
+    moved = np.zeros((1, program.frames, 2), np.float32)
+    moved[0, : len(frames)] = displacements(request)[: program.frames]
+    shifts = torch.from_numpy(moved).to(program.device)
     with torch.inference_mode():
-        output = program.module(inputs, mask)[0].cpu().numpy()
+        output = program.module(inputs, mask, shifts)[0].cpu().numpy()
     reflectance = output * std[:, None, None] + mean[:, None, None]
     counts = np.clip(np.rint(reflectance * REFLECTANCE_SCALE), 1, 65535).astype(np.uint16)
     known = clear.any(axis=0) & frames[0].any(axis=0)
@@ -125,6 +133,18 @@ def check(request: Request, bands: int) -> tuple[NDArray[np.uint16], NDArray[np.
     if clear.dtype != np.bool_ or clear.shape != known.shape:
         raise ValueError(f"`clear` is {clear.dtype} of shape {clear.shape}; expected bool of shape {known.shape}.")
     return frames, clear & known
+
+
+def displacements(request: Request) -> NDArray[np.float32]:
+    """(T,2) of the request's frames, zero where none are given. Raises `ValueError`."""
+    shifts, expected = request.shifts, (len(request.frames), 2)
+    if shifts is None:
+        return np.zeros(expected, np.float32)
+    if shifts.shape != expected or shifts.dtype.kind != "f":
+        raise ValueError(f"`shifts` is {shifts.dtype} of shape {shifts.shape}; expected floats of shape {expected}.")
+    if not (np.abs(shifts) <= MAX_SHIFT).all():
+        raise ValueError(f"`shifts` must be finite and at most {MAX_SHIFT:g} pixels; found others.")
+    return shifts.astype(np.float32)
 
 
 def statistics(

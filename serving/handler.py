@@ -26,7 +26,8 @@ class SuperResolution:
         gpu = context.system_properties["gpu_id"]
         self.program = core.load_program(folder, "cpu" if gpu is None else f"cuda:{gpu}")
         with np.load(folder / "sample.npz", allow_pickle=False) as sample:
-            request, expected = core.Request(sample["frames"], sample["clear"]), sample["sr"]
+            request = core.Request(sample["frames"], sample["clear"], shifts=sample["shifts"])
+            expected = sample["sr"]
         difference = np.abs(core.super_resolve(self.program, request).astype(int) - expected.astype(int)).max()
         if difference > TOLERANCE:
             raise RuntimeError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sr_core.models.highresnet import fill_masked, masked_median
+from sr_core.models.highresnet import HighResNet, fill_masked, masked_median
 
 LOBES = 3
 """Of the Lanczos kernel: a moved pixel depends on this many pixels at each side."""
@@ -17,10 +17,23 @@ def align(frames: Tensor, clear: Tensor, shifts: Tensor) -> Tensor:
     frames (B,T,C,H,W), clear (B,T,H,W) with 0 or 1, shifts (B,T,2) rows and columns in pixels: a pixel at p shows the
     ground at p + shift. What is not clear takes the median over time first, so that clouds do not ring.
     """
-    if not shifts.any():
+    if not torch.compiler.is_exporting() and not shifts.any():
         return frames
     filled = fill_masked(frames, clear, masked_median(frames, clear))
     return translate(filled.flatten(0, 1), shifts.flatten(0, 1)).view_as(frames)
+
+
+class AlignedNetwork(nn.Module):
+    """A network that takes the frames as they were delivered, with their displacements: what is exported."""
+
+    def __init__(self, network: HighResNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames: Tensor, clear: Tensor, shifts: Tensor) -> Tensor:
+        """As `align` and `HighResNet.forward`."""
+        result: Tensor = self.network(align(frames, clear, shifts), clear)
+        return result
 
 
 def translate(images: Tensor, distances: Tensor) -> Tensor:
@@ -29,6 +42,7 @@ def translate(images: Tensor, distances: Tensor) -> Tensor:
     Normalised Lanczos interpolation, as a product with one matrix a direction: faster than a convolution with a
     single channel.
     """
+    distances = distances.to(images.device)
     down = lanczos_matrices(images.shape[-2], distances[:, 0])[:, None].to(images)
     across = lanczos_matrices(images.shape[-1], distances[:, 1])[:, None].to(images)
     return down @ images @ across.transpose(-2, -1)
@@ -39,11 +53,12 @@ def lanczos_matrices(size: int, distances: Tensor) -> Tensor:
 
     Rows sum to one; the plain kernel brightens by up to 1 %.
     """
-    position = torch.arange(size, dtype=torch.float64) - distances.double().cpu()[:, None]
-    taps = position.floor()[..., None] + torch.arange(1 - LOBES, LOBES + 1)
+    device = distances.device
+    position = torch.arange(size, dtype=torch.float64, device=device) - distances.double()[:, None]
+    taps = position.floor()[..., None] + torch.arange(1 - LOBES, LOBES + 1, device=device)
     x = taps - position[..., None]
     weights = torch.where(x.abs() < LOBES, torch.sinc(x) * torch.sinc(x / LOBES), 0.0)
     weights /= weights.sum(dim=-1, keepdim=True)
-    matrices = torch.zeros(len(distances), size, size, dtype=torch.float64)
+    matrices = torch.zeros(distances.shape[0], size, size, dtype=torch.float64, device=device)
     matrices.scatter_add_(2, taps.clamp(0, size - 1).long(), weights)
     return matrices.float()

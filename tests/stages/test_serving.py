@@ -130,6 +130,18 @@ def test_the_request_s_own_statistics_are_the_default(server: Server, bundle: Pa
     assert np.abs(sr - np.clip(expected, 1, 65535))[:, known].max() <= 2
 
 
+def test_displaced_frames_are_aligned(server: Server, bundle: Path) -> None:
+    images, clear = stack()
+    shifts = np.random.default_rng(5).normal(0, 0.3, (len(images), 2))
+    normalization = Normalization.from_series(images, clear)
+    sr = np.load(io.BytesIO(post(server, npz(frames=images, clear=clear, shifts=shifts)).content))["sr"]
+    resolver = load_bundle(bundle)
+    expected = resolver.predict(images, clear, normalization, shifts=shifts.astype(np.float32)) * 10_000
+    known = sr.all(axis=0)
+    assert np.abs(sr - np.clip(expected, 1, 65535))[:, known].max() <= 2
+    assert np.abs(sr - resolver.predict(images, clear, normalization) * 10_000)[:, known].max() > 20
+
+
 BAD = {
     "text": (b"not an npz", "is not an .npz file"),
     "empty": (b"", "no body|not an .npz"),
@@ -147,6 +159,8 @@ BAD = {
     "half": (npz(frames=stack()[0], mean=np.ones(4)), "`mean` and `std` belong together"),
     "flat": (npz(frames=stack()[0], mean=np.ones(4), std=np.zeros(4)), "`std` must be above 0"),
     "nan": (npz(frames=stack()[0], mean=np.full(4, np.nan), std=np.ones(4)), "`mean` must be 4 finite numbers"),
+    "shifts": (npz(frames=stack()[0], shifts=np.zeros((1, 2))), r"`shifts` is float64 of shape \(1, 2\); expected"),
+    "far": (npz(frames=stack()[0], shifts=np.full((len(stack()[0]), 2), 9.0)), "`shifts` must be finite and at most 2"),
     "pickle": (npz(frames=np.array([{"a": 1}], dtype=object)), "cannot be read"),
 }
 
@@ -217,7 +231,11 @@ def test_the_program_runs_on_another_device(archive: Path, tmp_path: Path) -> No
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path)
     program = core.load_program(tmp_path, "meta")
-    inputs = torch.zeros(1, FRAMES, 4, 20, 24, device="meta"), torch.ones(1, FRAMES, 20, 24, device="meta")
+    inputs = (
+        torch.zeros(1, FRAMES, 4, 20, 24, device="meta"),
+        torch.ones(1, FRAMES, 20, 24, device="meta"),
+        torch.zeros(1, FRAMES, 2, device="meta"),
+    )
     output = program.module(*inputs)
     assert (output.device.type, tuple(output.shape)) == ("meta", (1, 4, 80, 96))
 
