@@ -180,13 +180,13 @@ class BatchSampler:
         return (
             orient(to_reflectance(samples.lr[row][low])) * gain,
             orient(samples.clear[row][low]).float() * kept[:, None, None],
-            _orient_shift(samples.shift[row], turns, flip),
+            orient_shift(samples.shift[row], turns, flip),
             orient(to_reflectance(samples.hr[row][high])) * gain,
             orient(samples.hr_clear[row][high]).float(),
         )
 
 
-def _orient_shift(shift: Tensor, turns: int, flip: bool) -> Tensor:
+def orient_shift(shift: Tensor, turns: int, flip: bool) -> Tensor:
     """Displacements (T,2) in an image that was turned by quarter turns (as torch.rot90 turns it) and then flipped."""
     down, across = shift.unbind(-1)
     for _ in range(turns):

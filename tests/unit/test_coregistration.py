@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from sr_core.coregistration import PairShift, pair_shifts, read_shifts, solve, write_shifts
 from sr_core.models.alignment import align, translate
 from sr_core.radiometry.resample import degrade
-from sr_core.samples.dataset import _orient_shift
+from sr_core.samples.dataset import orient_shift
 
 DAYS = [dt.datetime(2020, 5, 1) + dt.timedelta(days=5 * n) for n in range(6)]
 
@@ -88,5 +88,5 @@ def test_a_displacement_turns_with_its_image(turns, flip):
         return turned.flip(-1) if flip else turned
 
     moved_then_turned = orient(translate(image, shift))
-    turned_then_moved = translate(orient(image), _orient_shift(shift, turns, flip))
+    turned_then_moved = translate(orient(image), orient_shift(shift, turns, flip))
     torch.testing.assert_close(moved_then_turned, turned_then_moved, atol=1e-5, rtol=0)
