@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import errno
 import fcntl
 import hashlib
 import importlib
@@ -36,11 +37,13 @@ from typing import Any
 
 import sr_core
 from sr_core.config import Config, load_config, parse_config
-from sr_core.errors import ArtifactError, SubpixelError
+from sr_core.errors import ArtifactError, StorageError, SubpixelError
 from sr_core.progress import console
 from sr_core.storage import Storage, is_remote, storage_for
 
 RECORD = "run.json"
+STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+"""Faults of the place that is written to, not of the program: said without a traceback."""
 SOURCE_SUFFIXES = {".py", ".j2", ".css", ".js"}
 
 
@@ -112,7 +115,7 @@ STAGES = {
         Stage(
             "super_resolve",
             "products",
-            ("super_resolve",),
+            ("name", "super_resolve"),
             ("download", "cloud_shadow_filter", "train_hrn?"),
             depends_on_files=True,
         ),
@@ -154,6 +157,12 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
         return 130
     except SubpixelError as error:
         console.print(f"{stage.name}: error: {error}", markup=False)
+        return 1
+    except OSError as error:
+        if error.errno not in STORAGE_FAULTS:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        console.print(f"{stage.name}: error: {where}{error.strerror or error}; finished work is kept", markup=False)
         return 1
     except Exception:
         traceback.print_exc()
@@ -356,8 +365,12 @@ def only_run(root: str) -> Iterator[None]:
     if is_remote(root):
         yield
         return
-    Path(root).mkdir(parents=True, exist_ok=True)
-    with (Path(root) / ".lock").open("w") as lock:
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        held = (Path(root) / ".lock").open("w")
+    except OSError as error:
+        raise StorageError(f"{root}: cannot be written to: {error.strerror}; choose another --out") from None
+    with held as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,8 +132,18 @@ def _parent_input_or_task_output(
 @contextlib.contextmanager
 def _kfp_folder(root: str) -> Iterator[Path]:
     """Where kfp keeps its messages between tasks; the artifacts themselves are below the root."""
-    with tempfile.TemporaryDirectory(prefix="subpixel-kfp-", dir=None if is_remote(root) else root) as folder:
-        yield Path(folder)
+    if is_remote(root):
+        with tempfile.TemporaryDirectory(prefix="subpixel-kfp-") as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(root) / ".kfp"
+    # a run that was killed could not remove its own
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _die_with_parent() -> None:

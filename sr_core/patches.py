@@ -160,7 +160,8 @@ def part_path(root: Path, patch: Patch, part: str) -> Path:
 def save_part(eopatch: EOPatch, path: Path) -> None:
     """Write an EOPatch aside and rename it, so that a reader sees all of it or nothing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     aside.parent.mkdir(parents=True, exist_ok=True)
     for name, frame in eopatch.vector_timeless.items():
         # geopandas 0.14 cannot write pandas 3's string columns

@@ -28,11 +28,13 @@ def test_demo_beats_its_baselines(tmp_path):
 def test_okavango_beats_bicubic_on_ground_it_has_not_seen(tmp_path, sample_data):
     test = run_example("okavango", tmp_path)["evaluation"]["test"]
     assert test["psnr"]["sr"] > 39.2
-    assert 37.6 < test["psnr"]["bicubic"] < 38.2
+    assert 37.8 < test["psnr"]["bicubic"] < 38.2
 
 
 @pytest.mark.realdata
 def test_belgium_runs_through_with_its_own_masks(tmp_path, sample_data):
     found = run_example("belgium", tmp_path)
-    assert found["evaluation"]["test"]["n_samples"] >= 8
+    test = found["evaluation"]["test"]
+    assert test["n_samples"] >= 8
+    assert test["psnr"]["sr"] > test["psnr"]["bicubic"] + 1.0
     assert "delineation" not in found

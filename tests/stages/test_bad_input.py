@@ -1,10 +1,12 @@
 """What a user gets wrong: each says what, where and what was expected, exits non-zero and leaves nothing half."""
 
+import errno
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from components.stage import FOLDERS
+from components.stage import FOLDERS, STAGES, Stage, main
 from tests.stages.test_run import subpixel
 from tests.stages.tiny import TINY, write_config
 from tests.unit.geotiffs import field, product, write_product, write_tiff
@@ -110,3 +112,21 @@ def test_two_runs_do_not_write_into_each_other(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = subpixel("run", write_config(tmp_path), "--out", root)
     assert done.returncode == 1 and "another run is writing here" in done.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    done = subpixel("run", write_config(tmp_path), "--out", tmp_path / "file" / "run")
+    assert done.returncode == 1 and "cannot be written to" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_ends_a_stage_with_a_sentence_and_without_a_record(tmp_path, monkeypatch, capfd):
+    def work(context):
+        raise OSError(errno.ENOSPC, "No space left on device", str(context.output / "s2"))
+
+    monkeypatch.setattr(Stage, "program", lambda stage: SimpleNamespace(work=work, fingerprint=lambda config: None))
+    arguments = ["--config", str(write_config(tmp_path)), "--root", str(tmp_path / "run")]
+    assert main(STAGES["download"], arguments) == 1
+    said = capfd.readouterr().err
+    assert "No space left on device" in said and "patches/s2" in said and "Traceback" not in said
+    assert not (tmp_path / "run" / "patches" / "run.json").exists()

@@ -7,10 +7,13 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from sr_core.config import SimulatedSource
 from sr_core.coregistration import PairShift, pair_shifts, read_shifts, solve, write_shifts
 from sr_core.models.alignment import align, translate
+from sr_core.patches import make_patch
 from sr_core.radiometry.resample import degrade
 from sr_core.samples.dataset import orient_shift
+from sr_core.sources.simulated import SimulatedFarmland
 
 DAYS = [dt.datetime(2020, 5, 1) + dt.timedelta(days=5 * n) for n in range(6)]
 
@@ -90,3 +93,17 @@ def test_a_displacement_turns_with_its_image(turns, flip):
     moved_then_turned = orient(translate(image, shift))
     turned_then_moved = translate(orient(image), orient_shift(shift, turns, flip))
     torch.testing.assert_close(moved_then_turned, turned_then_moved, atol=1e-5, rtol=0)
+
+
+def test_passes_over_simulated_farmland_are_found_against_its_truth():
+    """Fields that grow, are mown and harvested between dates; clouds by the simulation's own masks."""
+    source = SimulatedFarmland(SimulatedSource(kind="simulated", seed=7))
+    patch = make_patch("farmland", 32634, (682240, 6134400, 683200, 6135360), 0)
+    period = (dt.date(2020, 5, 1), dt.date(2020, 6, 30))
+    images, truth = source.s2(patch, period), source.truth(patch, period)["truth"]
+    clear = ~(truth.mask["CLOUD"] | truth.mask["SHADOW"])[..., 0]
+    known = dict(zip(truth.get_timestamps(), np.array(truth.meta_info["shifts_px"]), strict=True))
+    found = solve(pair_shifts(images.data["BANDS"], clear, images.get_timestamps()))
+    assert len(found) >= 6
+    difference = np.array([np.subtract(found[date], known[date]) for date in found])
+    assert np.sqrt(((difference - difference.mean(axis=0)) ** 2).mean()) < 0.05

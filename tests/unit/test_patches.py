@@ -42,6 +42,7 @@ def test_an_eopatch_comes_back_as_it_was_saved(tmp_path):
     eopatch.vector_timeless["PARCELS"] = gpd.GeoDataFrame(
         {"parcel_id": ["a"], "area": [1.5]}, geometry=[Point(683000, 6135000)], crs="EPSG:32634"
     )
+    (tmp_path / ".s2.12345").mkdir()  # left by a process that was killed
     save_part(eopatch, tmp_path / "s2")
     found = load_part(tmp_path / "s2")
     np.testing.assert_array_equal(found.data["BANDS"], eopatch.data["BANDS"])
