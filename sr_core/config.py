@@ -164,28 +164,74 @@ class QualityGate(Section):
 
 
 class TrainHRN(Section):
+    """The network, what it is asked to do, and how it learns."""
+
+    frames: int | None = Field(None, ge=1, le=16, description="frames the network sees; none: all that samples hold")
     channels: int = Field(64, ge=8, le=512, description="features of each convolution")
-    residual_blocks: int = Field(2, ge=1, le=16, description="residual blocks of the encoder")
+    residual_blocks: int = Field(2, ge=1, le=16, description="residual blocks of the encoder, which sees every frame")
+    fused_blocks: int = Field(0, ge=0, le=32, description="residual blocks after the fusion, where one image is left")
+    reference: Literal["median", "latest"] = Field("median", description="what each frame is shown beside")
+    fusion: Literal["recursive", "attention"] = Field(
+        "recursive", description="pairwise, the latest first; or attention over time at each pixel"
+    )
+    decoder: Literal["pixel_shuffle", "transposed", "resize"] = Field(
+        "pixel_shuffle", description="pixel shuffle, transposed convolution, or nearest neighbour and convolution"
+    )
+    residual: Literal["latest", "mean", "none"] = Field(
+        "latest", description="the network adds to the bicubic latest frame, to the cloud-aware mean, or to nothing"
+    )
+    uncertainty: bool = Field(False, description="predict the scale of a Laplace distribution a pixel and band as well")
+    loss: Literal["l1", "mse", "ssim", "mixed", "cmse"] = Field(
+        "l1", description="of clear pixels: absolute, squared, 1 - SSIM, mse + 0.1 (1 - SSIM), or mse without bias"
+    )
+    registration: Literal["grid", "shiftnet", "none"] = Field(
+        "grid", description="how the output is laid on the truth: best of a grid of shifts, ShiftNet, or as it is"
+    )
+    registration_px: float = Field(
+        1.0, gt=0, le=8, description="largest shift that is searched for, high-resolution pixels"
+    )
+    registration_step_px: float = Field(0.5, gt=0, le=2, description="step of the grid, high-resolution pixels")
+    remove_bias: bool = Field(False, description="remove each band's mean difference inside the loss")
+    mean_matching: float = Field(0.0, ge=0, description="weight of the difference of means to the latest frame")
+    low_frequency: float = Field(
+        0.0, ge=0, description="weight of the difference to the latest frame after degrading the output to its grid"
+    )
+    perceptual: float = Field(0.0, ge=0, description="weight of the feature difference in a delineation network")
+    style: float = Field(0.0, ge=0, description="weight of the style difference in the same network")
+    perceptual_network: Path | None = Field(
+        None, description="folder with that network, as `delineate` saves it; none: random weights, the control"
+    )
     steps: int = Field(400, ge=1, description="optimiser steps")
-    batch_size: int = Field(8, ge=1, le=1024, description="samples a step; lower it when memory is short")
+    batch_size: int = Field(8, ge=1, le=1024, description="samples a step, of all processes together")
     crop_px: int | None = Field(None, ge=8, description="train on random crops of this side (low-resolution pixels)")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of AdamW, after the warm-up; cosine from there")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
     warmup_steps: int = Field(20, ge=0, description="steps in which the learning rate rises from zero")
+    clip_norm: float = Field(1.0, gt=0, description="gradients with a larger norm are scaled down to it")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="weight averaging; 0: none")
-    loss: Literal["l1", "mse"] = Field("l1", description="mean absolute or squared difference of clear pixels")
-    registration_px: float = Field(
-        1.0, ge=0, le=8, description="search radius of the shift at the loss, high-resolution pixels; 0: none"
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many validations without a better one; none: never"
     )
-    registration_step_px: float = Field(0.5, gt=0, le=2, description="step of that search")
-    remove_bias: bool = Field(False, description="remove each band's mean difference inside the loss")
+    frame_choice: Literal["latest", "random"] = Field(
+        "latest", description="earlier frames in training: the latest ones, or random ones, clear ones more often"
+    )
+    max_latest_age_days: int = Field(
+        0, ge=0, le=60, description="a random frame at most this old (and at least the latest one) counts as the latest"
+    )
     frame_dropout: Fraction = Field(0.2, description="share of earlier frames hidden at random in training")
     gain_augmentation: float = Field(0.05, ge=0, le=0.5, description="random radiometric gain of a sample, +-")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the network's arithmetic in training")
+    compile: bool = Field(False, description="compile the network with torch.compile; pays off in long trainings")
     validate_every: int = Field(50, ge=1, description="steps between validations and checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
     seed: int = Field(0, ge=0, description="of the weights, the batches and the augmentation")
     wandb_project: str = Field("subpixel", description="Weights & Biases project of the curves")
+
+    @model_validator(mode="after")
+    def _style_has_its_network(self) -> TrainHRN:
+        if self.perceptual_network is not None and not self.perceptual and not self.style:
+            raise ValueError("perceptual_network is given, but `perceptual` and `style` are both 0")
+        return self
 
 
 class Evaluate(Section):

@@ -54,7 +54,7 @@ def write_inputs(root: Path, splits=SPLITS) -> None:
 
 def config(**train) -> Config:
     small = {"channels": 8, "residual_blocks": 1, "steps": 60, "batch_size": 4, "learning_rate": 5e-3}
-    small |= {"validate_every": 20, "registration_px": 0, "precision": "float32", "threads": 1}
+    small |= {"validate_every": 20, "registration": "none", "precision": "float32", "threads": 1}
     return parse_config(
         {
             "name": "hand-made",

@@ -66,7 +66,7 @@ def test_a_finished_training_only_reads_its_checkpoint(tmp_path):
 
 def test_one_sample_is_learnt_beyond_bicubic(tmp_path):
     one = sample_set(1, frames=4)
-    many = settings(channels=16, steps=150, batch_size=4, validate_every=50, learning_rate=5e-3, registration_px=0)
+    many = settings(channels=16, steps=150, batch_size=4, validate_every=50, learning_rate=5e-3, registration="none")
     result = train(many, one, one, PLACES, tmp_path)
     assert result.scores["val_psnr"] > result.scores["val_psnr_bicubic"] + 1.5
 
