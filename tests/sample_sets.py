@@ -29,6 +29,7 @@ def sample_set(count: int = 6, frames: int = 3, side: int = 8, seed: int = 0) ->
         lr=torch.from_numpy(np.round(lr * 10_000).astype(np.uint16)),
         clear=torch.ones(count, frames, side, side, dtype=torch.bool),
         valid=torch.ones(count, frames, dtype=torch.bool),
+        age=(torch.arange(frames, dtype=torch.int16) * 5).repeat(count, 1),
         shift=torch.zeros(count, frames, 2),
         hr=torch.from_numpy(np.round(np.stack(scenes) * 10_000).astype(np.uint16)),
         hr_clear=torch.ones(count, side * 4, side * 4, dtype=torch.bool),

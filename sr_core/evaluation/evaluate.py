@@ -23,9 +23,9 @@ from sr_core.evaluation import metrics
 from sr_core.evaluation.baselines import bicubic_latest, temporal_mean
 from sr_core.models.alignment import align
 from sr_core.models.bundle import SuperResolver
-from sr_core.models.normalization import Normalization, region_statistics
+from sr_core.models.normalization import Normalization
 from sr_core.progress import track
-from sr_core.samples.dataset import SampleSet, whole_batch
+from sr_core.samples.dataset import SampleSet, to_reflectance, whole_batch
 
 ARMS = ("bicubic", "temporal_mean", "sr")
 PICTURES = ("latest", "bicubic", "sr", "truth")
@@ -87,14 +87,15 @@ def predictions(
     rows: Sequence[int],
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Images of each arm (B,C,4h,4w), the truth of the same shape, both in reflectance, and its mask (B,4h,4w)."""
-    batch = whole_batch(samples, rows)
-    mean, std = region_statistics(statistics, [samples.region[row] for row in rows])
+    batch = whole_batch(samples, rows, statistics)
+    mean, std = batch.mean, batch.std
     frames = (batch.lr - mean[:, None]) / std[:, None]
-    aligned = align(frames, batch.clear, batch.shift)[:, : resolver.frames]
+    seen = slice(resolver.frames)
+    aligned = align(frames, batch.clear, batch.shift)
     images = {
         "bicubic": bicubic_latest(frames, batch.clear),
         "temporal_mean": temporal_mean(frames, batch.clear),
-        "sr": resolver.model(aligned, batch.clear[:, : resolver.frames]),
+        "sr": resolver.model(aligned[:, seen], batch.clear[:, seen], batch.shift[:, seen]).image,
     }
     return {arm: image * std + mean for arm, image in images.items()}, batch.hr, batch.hr_clear
 
@@ -104,7 +105,7 @@ def pictures(
 ) -> dict[str, NDArray[np.uint8]]:
     """The sample at `row` as PICTURES (4h,4w,3), in true colour: red, green, blue, with one stretch for all."""
     images, hr, clear = predictions(resolver, samples, statistics, [row])
-    latest = whole_batch(samples, [row]).lr[0, 0]
+    latest = to_reflectance(samples.lr[row, 0])
     shown = {
         "latest": latest.repeat_interleave(SCALE, dim=-1).repeat_interleave(SCALE, dim=-2),
         "bicubic": images["bicubic"][0],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sr_core import BANDS, REFLECTANCE_SCALE, SCALE
 from sr_core.errors import ArtifactError, DataError
+from sr_core.models.normalization import Normalization, region_statistics
 from sr_core.samples.store import SampleStore
 
 
@@ -25,6 +27,8 @@ class SampleSet:
     """(N,T,h,w) bool; padded frames are nowhere clear."""
     valid: Tensor
     """(N,T) bool, False for a padded frame."""
+    age: Tensor
+    """(N,T) int16, days before the target; -1 for a padded frame."""
     shift: Tensor
     """(N,T,2) displacement of each frame on the truth's grid, low-resolution pixels."""
     hr: Tensor
@@ -46,6 +50,7 @@ class SampleSet:
             lr=self.lr[index],
             clear=self.clear[index],
             valid=self.valid[index],
+            age=self.age[index],
             shift=self.shift[index],
             hr=self.hr[index],
             hr_clear=self.hr_clear[index],
@@ -73,6 +78,7 @@ class SampleSet:
             lr=torch.from_numpy(arrays.lr),
             clear=torch.from_numpy(arrays.lr_clear) & valid[:, :, None, None],
             valid=valid,
+            age=torch.from_numpy(arrays.lr_age),
             shift=torch.from_numpy(arrays.lr_shift),
             hr=torch.from_numpy(arrays.hr),
             hr_clear=torch.from_numpy(arrays.hr_clear),
@@ -97,12 +103,30 @@ class Batch:
     hr_clear: Tensor
     """(B,4h,4w)"""
     rows: Tensor
-    """(B) positions in the sample set."""
+    """(B) positions in what the batch was drawn from."""
+    mean: Tensor
+    """(B,4,1,1) of each sample's place, reflectance."""
+    std: Tensor
+    """(B,4,1,1) of each sample's place, reflectance."""
 
 
-def whole_batch(samples: SampleSet, rows: Sequence[int]) -> Batch:
-    """The samples at `rows` as they are, for validation and evaluation."""
+class Batches(Protocol):
+    """Where training gets its batches from. That of a step is the same whenever and wherever it is asked for."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step` (0, 1, ...); its tensors may lie on the accelerator already."""
+
+    def names(self, batch: Batch) -> list[str]:
+        """What a person finds the batch's samples by."""
+
+
+def whole_batch(samples: SampleSet, rows: Sequence[int], statistics: Mapping[str, Normalization]) -> Batch:
+    """The samples at `rows` as they are, for validation and evaluation.
+
+    Raises `DataError` for a sample of a region without statistics.
+    """
     index = torch.as_tensor(rows, dtype=torch.long)
+    mean, std = region_statistics(statistics, [samples.region[row] for row in rows])
     return Batch(
         lr=to_reflectance(samples.lr[index]),
         clear=samples.clear[index].float(),
@@ -110,6 +134,8 @@ def whole_batch(samples: SampleSet, rows: Sequence[int]) -> Batch:
         hr=to_reflectance(samples.hr[index]),
         hr_clear=samples.hr_clear[index].float(),
         rows=index,
+        mean=mean,
+        std=std,
     )
 
 
@@ -128,6 +154,7 @@ class BatchSampler:
     """
 
     samples: SampleSet
+    statistics: Mapping[str, Normalization]
     batch_size: int
     seed: int
     crop_px: int | None = None
@@ -151,7 +178,12 @@ class BatchSampler:
         random = np.random.default_rng([self.seed, step])
         parts = [self._augment(row, random) for row in rows]
         lr, clear, shift, hr, hr_clear = (torch.stack(part) for part in zip(*parts, strict=True))
-        return Batch(lr, clear, shift, hr, hr_clear, torch.tensor(rows))
+        mean, std = region_statistics(self.statistics, [self.samples.region[row] for row in rows])
+        return Batch(lr, clear, shift, hr, hr_clear, torch.tensor(rows), mean, std)
+
+    def names(self, batch: Batch) -> list[str]:
+        """Ids of the batch's samples."""
+        return [self.samples.ids[row] for row in batch.rows.tolist()]
 
     def _row(self, draw: int) -> int:
         epoch, place = divmod(draw, len(self.samples))

@@ -24,7 +24,7 @@ from sr_core.evaluation.baselines import bicubic_latest
 from sr_core.evaluation.metrics import decibel
 from sr_core.models.alignment import align
 from sr_core.models.highresnet import HighResNet
-from sr_core.models.normalization import Normalization, region_statistics
+from sr_core.models.normalization import Normalization
 from sr_core.progress import say, track
 from sr_core.samples.dataset import Batch, BatchSampler, SampleSet, whole_batch
 from sr_core.training.losses import LossName
@@ -69,10 +69,11 @@ def train(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)  # of the first weights; nothing after them is drawn from torch
-    model = HighResNet(channels=settings.channels, residual_blocks=settings.residual_blocks).to(device)
+    model = HighResNet.from_settings(settings).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     sampler = BatchSampler(
         training,
+        statistics,
         settings.batch_size,
         settings.seed,
         settings.crop_px,
@@ -101,12 +102,12 @@ def train(
             group["lr"] = rate
         batch = sampler.batch(step - 1)
         with _memory_explained(settings):
-            loss = judge.loss(model.train(), batch, training)
+            loss = judge.loss(model.train(), batch)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             gradient = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         if not (loss.isfinite() and gradient.isfinite()):
-            names = ", ".join(training.ids[row] for row in sorted(set(batch.rows.tolist())))
+            names = ", ".join(sorted(set(sampler.names(batch))))
             raise DataError(
                 f"training: loss {loss.item():g}, gradient {gradient.item():g} at step {step}, samples {names}:"
                 " expected finite numbers; look at these samples, or lower train_hrn.learning_rate"
@@ -165,9 +166,9 @@ class Judge:
     statistics: Mapping[str, Normalization]
     device: torch.device
 
-    def loss(self, model: HighResNet, batch: Batch, samples: SampleSet) -> Tensor:
+    def loss(self, model: HighResNet, batch: Batch) -> Tensor:
         """Mean error of a batch, in normalised units."""
-        sr, hr, clear, _ = self._super_resolve(model, batch, samples)
+        sr, hr, clear, _ = self._super_resolve(model, batch)
         return self._error(sr, hr, clear, self.settings.loss).mean()
 
     @torch.no_grad()
@@ -177,27 +178,26 @@ class Judge:
             model.eval()
         errors = []
         for first in range(0, len(samples), self.settings.batch_size):
-            batch = whole_batch(samples, range(first, min(first + self.settings.batch_size, len(samples))))
+            rows = range(first, min(first + self.settings.batch_size, len(samples)))
+            batch = whole_batch(samples, rows, self.statistics)
             with _memory_explained(self.settings):
-                sr, hr, clear, std = self._super_resolve(model, batch, samples)
+                sr, hr, clear, std = self._super_resolve(model, batch)
                 errors.append(self._error(sr * std, hr * std, clear, "mse"))
         return float(decibel(torch.cat(errors)).mean()) if errors else math.nan
 
-    def _super_resolve(
-        self, model: HighResNet | None, batch: Batch, samples: SampleSet
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _super_resolve(self, model: HighResNet | None, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Prediction and truth in normalised units, the truth's mask, and the unit (B,C,1,1)."""
-        regions = [samples.region[row] for row in batch.rows.tolist()]
-        mean, std = (part.to(self.device) for part in region_statistics(self.statistics, regions))
+        mean, std = batch.mean.to(self.device), batch.std.to(self.device)
         frames = (batch.lr.to(self.device) - mean[:, None]) / std[:, None]
         clear = batch.clear.to(self.device)
         bfloat16 = self.settings.precision == "bfloat16"
         if model is None:
             sr = bicubic_latest(frames, clear)
         else:
-            aligned = align(frames, clear, batch.shift.to(self.device))
+            shifts = batch.shift.to(self.device)
+            aligned = align(frames, clear, shifts)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-                sr = model(aligned, clear)
+                sr = model(aligned, clear, shifts).image
         return sr, (batch.hr.to(self.device) - mean) / std, batch.hr_clear.to(self.device), std
 
     def _error(self, sr: Tensor, hr: Tensor, clear: Tensor, kind: LossName) -> Tensor:
