@@ -30,7 +30,8 @@ ARRAYS = ("frames", "clear", "mean", "std", "shifts")
 
 @dataclass(frozen=True)
 class Program:
-    """An exported network: normalised frames (1,T,4,H,W), mask (1,T,H,W), displacements (1,T,2) to (1,4,4H,4W)."""
+    """An exported network: normalised frames (1,T,4,H,W), mask (1,T,H,W), displacements (1,T,2) to a tuple, first
+    of which is the image (1,4,4H,4W)."""
 
     module: Any
     frames: int
@@ -107,7 +108,7 @@ def super_resolve(program: Program, request: Request) -> NDArray[np.uint16]:
     moved[0, : len(frames)] = displacements(request)[: program.frames]
     shifts = torch.from_numpy(moved).to(program.device)
     with torch.inference_mode():
-        output = program.module(inputs, mask, shifts)[0].cpu().numpy()
+        output = program.module(inputs, mask, shifts)[0][0].cpu().numpy()
     reflectance = output * std[:, None, None] + mean[:, None, None]
     counts = np.clip(np.rint(reflectance * REFLECTANCE_SCALE), 1, 65535).astype(np.uint16)
     known = clear.any(axis=0) & frames[0].any(axis=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sr_core.models.highresnet import HighResNet, fill_masked, masked_median
+from sr_core.models.highresnet import Estimate, HighResNet, fill_masked, masked_median
 
 LOBES = 3
 """Of the Lanczos kernel: a moved pixel depends on this many pixels at each side."""
@@ -30,10 +30,10 @@ class AlignedNetwork(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, frames: Tensor, clear: Tensor, shifts: Tensor) -> Tensor:
-        """As `align` and `HighResNet.forward`."""
-        result: Tensor = self.network(align(frames, clear, shifts), clear)
-        return result
+    def forward(self, frames: Tensor, clear: Tensor, shifts: Tensor) -> tuple[Tensor, ...]:
+        """As `align` and `HighResNet.forward`, with a plain tuple of what the estimate holds."""
+        estimate: Estimate = self.network(align(frames, clear, shifts), clear, shifts)
+        return tuple(part for part in estimate if part is not None)
 
 
 def translate(images: Tensor, distances: Tensor) -> Tensor:

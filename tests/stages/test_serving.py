@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network that changes every pixel."""
     torch.manual_seed(0)
     network = HighResNet(channels=8, residual_blocks=1)
-    torch.nn.init.normal_(network.decoder.project.weight, std=0.02)
+    torch.nn.init.normal_(network.project.weight, std=0.02)
     folder = tmp_path_factory.mktemp("bundle") / "model"
     save_bundle(folder, network, {"frames": FRAMES, "normalization": {}, "lineage": {}, "scores": {}})
     return folder

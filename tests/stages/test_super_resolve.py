@@ -37,7 +37,7 @@ def config(**super_resolve: Any) -> Config:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = HighResNet(channels=8, residual_blocks=1)
-    torch.nn.init.normal_(network.decoder.project.weight, std=0.005)
+    torch.nn.init.normal_(network.project.weight, std=0.005)
     folder = tmp_path_factory.mktemp("bundle")
     lineage = {"key": "0123abcd", "gsd_m": 40.0}
     save_bundle(folder, network, {"frames": 4, "normalization": {}, "lineage": lineage, "scores": {}})
@@ -120,7 +120,7 @@ def test_another_bundle_makes_other_products(root: Path, bundle: Path, tmp_path:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     first = run(STAGE, config(bundle=copy, max_dates=1), str(root))
     resolver = load_bundle(copy)
-    torch.nn.init.normal_(resolver.model.decoder.project.weight, std=0.01)
+    torch.nn.init.normal_(resolver.model.project.weight, std=0.01)
     described = {name: resolver.description[name] for name in ("frames", "normalization", "scores")}
     save_bundle(copy, resolver.model, {**described, "lineage": {}})
     second = run(STAGE, config(bundle=copy, max_dates=1), str(root))

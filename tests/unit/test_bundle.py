@@ -20,7 +20,7 @@ PLACE = Normalization((0.05, 0.08, 0.07, 0.3), (0.01, 0.02, 0.03, 0.08))
 def bundle(tmp_path):
     torch.manual_seed(0)
     model = HighResNet(channels=8, residual_blocks=1)
-    torch.nn.init.normal_(model.decoder.project.weight, std=0.1)
+    torch.nn.init.normal_(model.project.weight, std=0.1)
     meta = {"frames": 4, "normalization": {"here": PLACE.to_json()}, "lineage": {"key": "k"}, "scores": {}}
     save_bundle(tmp_path, model, meta)
     return tmp_path
@@ -78,7 +78,7 @@ def test_missing_damaged_and_foreign_bundles_are_refused(bundle, tmp_path):
     with pytest.raises(ArtifactError, match="missing"):
         load_bundle(tmp_path / "nowhere")
     damage_description(bundle, architecture={"name": "highresnet", "version": 99})
-    with pytest.raises(ArtifactError, match=r"version 99, expected highresnet version 1"):
+    with pytest.raises(ArtifactError, match=r"version 99, expected highresnet version 2"):
         load_bundle(bundle)
     damage_description(bundle, bands=["red"])
     with pytest.raises(ArtifactError, match=r"found bands \['red'\]"):

@@ -16,7 +16,7 @@ def network(frames: int) -> SuperResolver:
     """A network that changes every pixel: untrained, its residual would be zero."""
     torch.manual_seed(1)
     model = HighResNet(channels=8, residual_blocks=1)
-    torch.nn.init.normal_(model.decoder.project.weight, std=0.1)
+    torch.nn.init.normal_(model.project.weight, std=0.1)
     return SuperResolver(model.eval(), frames, {"bands": ["blue", "green", "red", "nir"]})
 
 
