@@ -35,8 +35,8 @@ def degrade(image: Image, scale: int = SCALE, mtf: float = 0.3, shift: tuple[flo
     if rows % scale or columns % scale:
         raise ValueError(f"image of {rows} x {columns} pixels: expected multiples of {scale}")
     sigma = psf_sigma(mtf, scale)
-    down = _gaussian_matrix(rows, scale, sigma, shift[0])
-    across = _gaussian_matrix(columns, scale, sigma, shift[1])
+    down = gaussian_matrix(rows, scale, sigma, shift[0])
+    across = gaussian_matrix(columns, scale, sigma, shift[1])
     result: Image = down @ image.astype(np.float32, copy=False) @ across.T
     return result
 
@@ -52,7 +52,11 @@ def bicubic_upsample(image: Image, scale: int = SCALE) -> Image:
     return result
 
 
-def _gaussian_matrix(size: int, scale: int, sigma: float, shift: float) -> Image:
+def gaussian_matrix(size: int, scale: int, sigma: float, shift: float = 0.0) -> Image:
+    """(size / scale, size): each row samples a line of `size` pixels through a Gaussian of `sigma` pixels.
+
+    `shift` moves the sampling points, in low-resolution pixels. Edges are replicated.
+    """
     centres = (np.arange(size // scale) + 0.5 + shift) * scale - 0.5
     radius = math.ceil(4.0 * sigma)
     taps = np.arange(-radius, radius + 2)
