@@ -321,7 +321,7 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
         raise ConfigError(
             f"configuration {path}: expected sections (`name:`, `source:`, ...), found {type(raw).__name__}"
         )
-    return _resolve_paths(parse_config(raw, str(path)), path.resolve().parent)
+    return resolve_paths(parse_config(raw, str(path)), path.resolve().parent)
 
 
 def parse_config(raw: Mapping[str, Any], origin: str = "configuration") -> Config:
@@ -344,7 +344,9 @@ def _substitute(text: str, environment: Mapping[str, str], path: Path) -> str:
     return re.sub(r"\$\{(?P<name>[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}", value, text)
 
 
-def _resolve_paths(config: Config, folder: Path) -> Config:
+def resolve_paths(config: Config, folder: Path) -> Config:
+    """The configuration with its relative paths made absolute, as seen from `folder`."""
+
     def absolute(section: Section) -> Section:
         changes: dict[str, Any] = {}
         for key in type(section).model_fields:
