@@ -103,13 +103,13 @@ STAGES = {
         Stage("cloud_shadow_filter", "masks", ("cloud_shadow_filter",), ("download",)),
         Stage("normalize", "normalization", ("normalize",), ("download", "cloud_shadow_filter")),
         Stage("quality_gate", "samples", ("quality_gate",), ("download", "cloud_shadow_filter", "normalize")),
-        Stage("train_hrn", "model", ("train_hrn",), ("quality_gate", "normalize")),
+        Stage("train_hrn", "model", ("train_hrn",), ("quality_gate", "normalize"), depends_on_files=True),
         Stage("evaluate", "evaluation", ("evaluate",), ("quality_gate", "normalize", "train_hrn")),
         Stage(
             "delineate",
             "delineation",
             ("delineate", "quality_gate"),
-            ("download", "cloud_shadow_filter", "quality_gate", "train_hrn"),
+            ("download", "cloud_shadow_filter", "quality_gate", "train_hrn?"),
         ),
         Stage("package", "archive", ("package",), ("train_hrn",), depends_on_files=True),
         Stage(

@@ -3,7 +3,9 @@
 One network is trained for every kind of image (`arms`), with the same seed, tiles and steps. Ground is split as for
 super-resolution: the arms learn on training ground and are measured on test ground. `metrics.json` has the scores of
 pixels (Matthews' correlation) and of parcels (segmentation and border errors), `<arm>.parquet` the polygons of test
-ground, `gallery/` pictures of them. Skipped where the source has no reference parcels.
+ground, `gallery/` pictures of them, `networks/<arm>/` the trained network, which can judge super-resolution
+(`train_hrn.perceptual_network`). Without the arm `sr` no model is needed, so that such a network can come first.
+Skipped where the source has no reference parcels.
 """
 
 import json
@@ -12,6 +14,7 @@ import torch
 
 from components.stage import STAGES, Context, Result
 from sr_core.delineation.experiment import WORK, ImageMaker, compare, find_places
+from sr_core.errors import ArtifactError
 from sr_core.models.bundle import load_bundle
 from sr_core.patches import read_index
 from sr_core.samples.split import split_ground
@@ -34,7 +37,13 @@ def work(context: Context) -> Result:
     for name, present in grounds.items():
         if not any(present):
             return Result(skipped=f"no patch on {name} ground has both reference parcels and enough clear dates")
-    resolver = load_bundle(context.inputs["train_hrn"])
+    resolver = None
+    if "sr" in settings.arms:
+        if "train_hrn" not in context.inputs:
+            raise ArtifactError(
+                "delineate: found no model, which the arm `sr` of delineate.arms needs; run train_hrn first"
+            )
+        resolver = load_bundle(context.inputs["train_hrn"])
     maker = ImageMaker(patches, masks, context.output / WORK / "images", resolver, settings, gate)
     result = compare(found.used, maker, settings, context.output)
     aside = context.output / ".metrics.json"

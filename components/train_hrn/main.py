@@ -5,6 +5,7 @@ stopped training goes on. Curves, a picture and the bundle go to Weights & Biase
 is set, otherwise to files below `wandb/` that `wandb sync` uploads later; `WANDB_MODE=disabled` turns it off.
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 
 from components.stage import STAGES, Context, Result
+from sr_core.config import Config
+from sr_core.delineation.network import DESCRIPTION, WEIGHTS
 from sr_core.evaluation.evaluate import PICTURES, pictures
 from sr_core.models.bundle import load_bundle, save_bundle
 from sr_core.models.normalization import read_places
@@ -73,6 +76,15 @@ def work(context: Context) -> Result:
         counts={"samples": counts, "steps": settings.steps, "best_step": trained.best_step, "parameters": parameters},
         metrics=trained.scores,
     )
+
+
+def fingerprint(config: Config) -> str | None:
+    """Changes when the perceptual network that the configuration names does."""
+    folder = config.train_hrn.perceptual_network
+    if folder is None:
+        return None
+    files = [folder / name for name in (DESCRIPTION, WEIGHTS)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest()
 
 
 def tracking_mode() -> Mode:

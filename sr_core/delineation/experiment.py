@@ -25,7 +25,7 @@ from sr_core import REFLECTANCE_SCALE, SCALE
 from sr_core.config import Delineate, QualityGate
 from sr_core.delineation.gallery import Gallery
 from sr_core.delineation.metrics import MIN_INSIDE, Mask, ParcelScore, RasterScores, parcel_scores, summarize
-from sr_core.delineation.network import Delineator
+from sr_core.delineation.network import Delineator, save_delineator
 from sr_core.delineation.polygons import instances_of, polygons_of, score_of, write_parcels
 from sr_core.delineation.targets import Targets, make_targets
 from sr_core.delineation.training import QUANTISED, Scene, predict, tile_corners, train
@@ -41,6 +41,11 @@ from sr_core.series import S2Series, load_parcels, load_s2
 
 WORK = ".work"
 """Images and checkpoints of an unfinished experiment, below its output folder."""
+NETWORKS = "networks"
+"""The trained networks, a folder an arm: `truth`, `sr` and `bicubic` can judge super-resolution
+(`train_hrn.perceptual_network`)."""
+LEARNED_WITH = {"steps", "batch_size", "tile_px", "learning_rate", "dates", "seed"}
+"""Settings of `Delineate` that are written beside a network."""
 TOLERANCES_M = (2.5, 5.0)
 """Of the tolerant border errors, metres."""
 WINDOW_PX = 256
@@ -159,10 +164,19 @@ def frames_of(series: S2Series, date: int, gate: QualityGate) -> list[int]:
 
 
 class ImageMaker:
-    """Makes an arm's images of a place, once, and keeps them as .npy for all epochs and for starting again."""
+    """Makes an arm's images of a place, once, and keeps them as .npy for all epochs and for starting again.
+
+    Only the arm `sr` needs a `resolver`.
+    """
 
     def __init__(
-        self, patches: Path, masks: Path, cache: Path, resolver: SuperResolver, settings: Delineate, gate: QualityGate
+        self,
+        patches: Path,
+        masks: Path,
+        cache: Path,
+        resolver: SuperResolver | None,
+        settings: Delineate,
+        gate: QualityGate,
     ) -> None:
         self.patches, self.masks, self.cache = patches, masks, cache
         self.resolver, self.precision, self.gate = resolver, settings.precision, gate
@@ -199,6 +213,7 @@ class ImageMaker:
         return result
 
     def _super_resolved(self, place: Place, series: S2Series, chosen: list[int]) -> NDArray[np.float32]:
+        assert self.resolver is not None
         frames, clear = np.moveaxis(series.bands[chosen], -1, 1), series.clear[chosen]
         normalization = self.resolver.region(place.patch.region)
         shifts = series.shifts[chosen]
@@ -240,7 +255,8 @@ def training_statistics(places: Sequence[Place], maker: ImageMaker) -> tuple[lis
 
 
 def compare(places: Sequence[Place], maker: ImageMaker, settings: Delineate, output: Path) -> dict[str, Any]:
-    """Train and measure every arm of `settings.arms`; write `<arm>.parquet` and `gallery/` into `output`.
+    """Train and measure every arm of `settings.arms`; write `<arm>.parquet`, `networks/<arm>/` and `gallery/` into
+    `output`.
 
     Returns `{"raster": {arm: scores}, "vector": {arm: scores}}`: of pixels Matthews' correlation of each head, of
     parcels the mean errors of `sr_core.delineation.metrics` and the number of references. Work of an unfinished
@@ -259,6 +275,7 @@ def compare(places: Sequence[Place], maker: ImageMaker, settings: Delineate, out
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         scenes = [Scene(maker.images(arm, place), place.maps, place.clear, place.learns) for place in learning]
         train(network, scenes, settings, output / WORK / f"{arm}.pt", f"delineate {arm}")
+        save_delineator(output / NETWORKS / arm, network, {"arm": arm, **settings.model_dump(include=LEARNED_WITH)})
         judged = Judgement()
         for place in track(testing, f"{arm} parcels"):
             images = maker.images(arm, place)

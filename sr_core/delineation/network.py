@@ -8,14 +8,25 @@ result, which costs a quarter of a U-Net at full resolution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sr_core.errors import ArtifactError
+
 FOLD = 2
+WEIGHTS = "network.safetensors"
+DESCRIPTION = "network.json"
+NAME = "delineator"
+VERSION = 1
+"""Rises when old weights no longer fit the architecture or mean something else."""
 
 
 class Delineator(nn.Module):
@@ -40,6 +51,7 @@ class Delineator(nn.Module):
         if upscale not in (1, 4):
             raise ValueError(f"upscale: found {upscale}, expected 1 or 4")
         bands = len(mean)
+        self.architecture = {"bands": bands, "channels": channels, "levels": levels, "upscale": upscale}
         self.fold = FOLD if upscale == 1 else 1
         self.multiple = self.fold * 2 ** (levels - 1)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, bands, 1, 1))
@@ -77,6 +89,51 @@ class Delineator(nn.Module):
         if return_features:
             result["features"] = [*skips, x]
         return result
+
+
+def save_delineator(folder: Path, network: Delineator, lineage: Mapping[str, Any]) -> None:
+    """Write network.safetensors, then network.json: architecture and `lineage`. Both aside, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"architecture": {"name": NAME, "version": VERSION, **network.architecture}, "lineage": dict(lineage)}
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    files = {WEIGHTS: save(weights), DESCRIPTION: json.dumps(description, indent=1).encode()}
+    for name, content in files.items():
+        aside = folder / f".{name}"
+        aside.write_bytes(content)
+        aside.replace(folder / name)
+
+
+def load_delineator(folder: Path) -> Delineator:
+    """Read what `save_delineator` wrote. Raises `ArtifactError` when it is missing, damaged or of another version."""
+    path = folder / DESCRIPTION
+    try:
+        architecture = json.loads(path.read_text(encoding="utf-8"))["architecture"]
+        found = architecture["name"], architecture["version"]
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path}: missing; expected a folder with {WEIGHTS} and {DESCRIPTION}, as the delineate stage writes it to"
+            " networks/<arm>"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not the description of a delineation network ({error!r})") from error
+    if found != (NAME, VERSION):
+        raise ArtifactError(f"{path}: found {found[0]} version {found[1]}, expected {NAME} version {VERSION}")
+    try:
+        unset = [0.0] * architecture["bands"], [1.0] * architecture["bands"]
+        sizes = {key: architecture[key] for key in ("channels", "levels", "upscale")}
+        network = Delineator(*unset, **sizes)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path}: architecture {architecture} is not one of {NAME}: {error!r}") from error
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing; expected the weights beside {DESCRIPTION}")
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); it is truncated or not a safetensors file") from error
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: does not fit the architecture in {DESCRIPTION}: {error}") from error
+    return network.eval()
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from sr_core.models.alignment import translate
 from sr_core.models.highresnet import Estimate
 from sr_core.models.shiftnet import ShiftNet
 from sr_core.training.losses import laplace_likelihood, low_frequency_error, masked_error, mean_difference
+from sr_core.training.perceptual import BORDER_PX, PerceptualLoss, perceptual_network
 from sr_core.training.registration import Registration, best_shifts, inside_of
 
 SHIFT_PENALTY = 1e-3
@@ -54,11 +57,21 @@ class Objective(nn.Module):
         self.shiftnet: ShiftNet | None = None
         if settings.registration == "shiftnet":
             self.shiftnet = ShiftNet(len(BANDS), settings.registration_px)
+        # in a tuple, so that it is neither trained nor saved: it is read again
+        self._frozen: tuple[PerceptualLoss, ...] = ()
+        if settings.perceptual or settings.style:
+            self._frozen = (PerceptualLoss(perceptual_network(settings.perceptual_network, settings.seed)),)
 
     def forward(self, estimate: Estimate, scene: Scene) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each sample (B), and the mean of each unweighted term, 0-d and detached, for the log."""
         with torch.autocast(scene.hr.device.type, enabled=False):
             return self._terms(estimate, scene)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for module in self._frozen:
+            module._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _terms(self, estimate: Estimate, scene: Scene) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.settings
@@ -75,6 +88,11 @@ class Objective(nn.Module):
             weighted.append((settings.mean_matching, "mean_matching", mean_difference(moved, latest, clear)))
         if settings.low_frequency:
             weighted.append((settings.low_frequency, "low_frequency", low_frequency_error(image, latest, clear)))
+        for perceptual in self._frozen:
+            inner = inside_of(hr, max(0, BORDER_PX - self.registration.border))
+            reflectance = [part[inner] * scene.std + scene.mean for part in (moved[inside], hr)]
+            feature, style = perceptual(*reflectance, hr_clear[inner])
+            weighted += [(settings.perceptual, "perceptual", feature), (settings.style, "style", style)]
         if estimate.log_scale is not None:
             scale = estimate.log_scale.float()
             scale = scale if shift is None else translate(scale, shift.detach())

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import shutil
 
 import geopandas as gpd
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from components.delineate.main import STAGE
 from components.stage import run
 from sr_core.config import parse_config
+from sr_core.delineation.network import load_delineator
+from sr_core.errors import ArtifactError
 from sr_core.models.bundle import save_bundle
 from sr_core.models.highresnet import HighResNet
 from sr_core.patches import EOPatch, make_patch, part_path, save_part, write_index
@@ -107,12 +110,31 @@ def test_gallery_lists_pictures_that_exist(finished):
     assert all((output / "gallery" / item["file"]).stat().st_size > 1000 for item in shown)
 
 
+def test_each_arm_leaves_its_network(finished):
+    output, _ = finished
+    assert sorted(path.name for path in (output / "networks").iterdir()) == ["bicubic", "sr"]
+    network = load_delineator(output / "networks" / "bicubic")
+    assert network.upscale == 1 and network.std.min() > 0.001
+    assert json.loads((output / "networks" / "sr" / "network.json").read_text())["lineage"]["arm"] == "sr"
+
+
+def test_without_the_arm_sr_no_model_is_needed(tmp_path):
+    make_inputs(tmp_path)
+    shutil.rmtree(tmp_path / "model")
+    only = CONFIG | {"delineate": CONFIG["delineate"] | {"arms": ["bicubic"], "steps": 2}}
+    run(STAGE, parse_config(only), str(tmp_path))
+    load_delineator(tmp_path / "delineation" / "networks" / "bicubic")
+    with pytest.raises(ArtifactError, match=r"the arm `sr` of delineate\.arms needs; run train_hrn first"):
+        run(STAGE, parse_config(CONFIG), str(tmp_path))
+
+
 def test_nothing_of_the_work_stays(finished):
     output, _ = finished
     assert sorted(path.name for path in output.iterdir() if path.name != ".key") == [
         "bicubic.parquet",
         "gallery",
         "metrics.json",
+        "networks",
         "run.json",
         "sr.parquet",
     ]
