@@ -34,8 +34,8 @@ format: $(READY)  ## let ruff rewrite the sources
 	@$(BIN)/ruff check --fix -q $(SOURCES)
 	@$(BIN)/ruff format -q $(SOURCES)
 
-bench: $(READY)  ## ratios measured in one run
-	@$(BIN)/python -m pytest -q -s tests/benchmarks -o python_files='bench_*.py'
+bench: $(READY)  ## speed against the published network, measured in one run: docs/benchmarks.md
+	@$(BIN)/python -m tests.benchmarks docs/benchmarks.md
 
 e2e: $(READY)  ## the whole chain as one user would run it
 	@$(BIN)/python -m pytest -q -m e2e

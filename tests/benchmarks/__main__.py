@@ -1,0 +1,48 @@
+"""All benchmarks, as one page: `python -m tests.benchmarks [docs/benchmarks.md]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.bench_inference import ratios_of_inference
+from tests.benchmarks.bench_network import JOB_BATCH, Size, accelerator, inference, machine, training
+
+CPU_THREADS = 2
+TINY = Size(batch=2, frames=2, side=8, channels=8, residual_blocks=1)
+INTRODUCTION = """# Benchmarks
+
+Made by `make bench`. Ratios of one run on one machine: the contestants take turns, and a ratio is taken in every
+round, so that whatever else the machine does falls on all of them.
+
+*Naive* is the published HighRes-Net with the sizes of Sinergise's configuration (8 residual blocks, 64 channels,
+recursive fusion, 1 038 617 parameters) as one would write it down, with Adam and a squared error:
+`tests/benchmarks/naive_highresnet.py`. *Ours* is this project's network of the same capacity: as many blocks, channels
+and frames, and the same fusion. Its training step does more: the loss searches the best of 25 shifts, gradients are
+clipped, weights are averaged. 8 frames of 32 x 32 pixels, batches of 16.
+"""
+
+
+def page() -> str:
+    torch.set_num_threads(CPU_THREADS)
+    cpu = torch.device("cpu")
+    parts = [INTRODUCTION, f"## CPU: {machine(cpu)}", inference(Size(), cpu, rounds=7), training(Size(), cpu, rounds=5)]
+    parts += ["## Windows of a product, CPU", ratios_of_inference()]
+    if torch.cuda.is_available():
+        card = torch.device("cuda")
+        parts += [f"## GPU: {machine(card)}", inference(Size(), card, rounds=20), training(Size(), card, rounds=20)]
+        parts += [accelerator(Size(batch=JOB_BATCH), card, rounds=20)]
+    else:
+        accelerator(TINY, cpu, rounds=2)  # so that the code is known to run
+        parts += ["## GPU", "Not measured: no GPU was there."]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    text = page()
+    print(text)
+    for path in map(Path, sys.argv[1:]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
