@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.table import Table
 
 from components.stage import FOLDERS, STAGES, main, only_run
 from sr_core.config import load_config
-from sr_core.errors import ArtifactError, SubpixelError
+from sr_core.errors import ArtifactError, ConfigError, SubpixelError
 from sr_core.progress import console
 from sr_core.storage import is_remote, storage_for
 
@@ -70,6 +72,68 @@ def run(config: ConfigFile, out: Out = None) -> None:
     _show_result(loaded.name, root)
 
 
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML file with bases, seeds and questions.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the points and the results.  [default: artifacts/ablate/NAME]"),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Points at the same time, each with its share of the cores.")
+    ] = 1,
+    only: Annotated[str | None, typer.Option("--only", metavar="QUESTION", help="One question of the grid.")] = None,
+    point: Annotated[str | None, typer.Option("--point", metavar="ID", help="Run this point and nothing else.")] = None,
+    sweep: Annotated[
+        Path | None, typer.Option("--sweep", help="Write the grid as a Weights & Biases sweep, and run nothing.")
+    ] = None,
+    dry: Annotated[bool, typer.Option("--no-run", help="Run nothing: tables and plots of what is finished.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--write", metavar="PAGE", help="Write the page here too, such as docs/ablations.md.")
+    ] = None,
+) -> None:
+    """Train and evaluate every point of a grid: tables, plots and verdicts with their spread.
+
+    Finished points are kept, also after a kill: the same command continues. A point that fails is recorded and the
+    others go on; the exit status is then 1.
+    """
+    from sr_core.training.ablation import read_grid
+    from subpixel.ablate import Ablation, report, work_off, write_sweep
+
+    loaded = read_grid(grid, os.environ)
+    folder = (out or Path("artifacts/ablate") / loaded.file.name).resolve()
+    ablation = Ablation(loaded, folder)
+    command = ["subpixel", "ablate", os.path.relpath(grid)]
+    if sweep is not None:
+        number = write_sweep(ablation, sweep, [*command, "--out", os.path.relpath(folder)], only)
+        console.print(f"{sweep}: {number} points", markup=False)
+        return
+    if point is not None:
+        wanted = {found.id: found for found in ablation.points(only)}.get(point)
+        if wanted is None:
+            raise ConfigError(f"{grid}: no point {point!r}; `--sweep FILE` lists the points of this grid")
+        record = ablation.run_point(wanted)
+        if record["status"] != "done":
+            raise SubpixelError(f"point {point}: {record['error']}")
+        return
+    failed = 0
+    if not dry:
+        # a scheduler's SIGTERM stops the run as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            failed = work_off(ablation, jobs, only)
+        except KeyboardInterrupt:
+            console.print("[yellow]stopped[/yellow]: run the same command again to continue")
+            raise typer.Exit(130) from None
+    options = (("--only", only), ("--write", page and os.path.relpath(page)))
+    said = [*command, *(str(word) for option in options if option[1] for word in option)]
+    report(ablation, " ".join(said), page, only)
+    console.print(f"{page or folder / 'ablations.md'}", markup=False)
+    if failed:
+        console.print(f"[red]{failed} points failed[/red]: the page names them; run the same command to try them again")
+        raise typer.Exit(1)
+
+
 def _read_json(root: str, name: str) -> dict[str, Any]:
     content = storage_for(root).read(name)
     if content is None:
@@ -114,6 +178,47 @@ def _show_result(name: str, root: str) -> None:
         ("products", FOLDERS["super_resolve"]),
     ):
         console.print(f"{label + ':':<9} {root}/{place}", markup=False)
+
+
+@app.command()
+def bundle(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see examples/bundle/recipe.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the bundle and its scores.  [default: artifacts/NAME]")
+    ] = None,
+    runs: Annotated[Path | None, typer.Option("--runs", help="Folder of prepared ground.  [default: OUT/runs]")] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse-runs", help="Take finished ground as it is, whatever code prepared it.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as train_hrn.steps=500.")
+    ] = None,
+) -> None:
+    """Make a model bundle from a recipe: prepare its ground, train, and judge it on ground held out.
+
+    After Ctrl-C the same command continues.
+    """
+    from sr_core.training.recipe import load_recipe
+    from subpixel.bundle import Bundle
+
+    pairs = dict(change.split("=", 1) if "=" in change else (change, "") for change in changes or ())
+    loaded = load_recipe(recipe, {key: yaml.safe_load(value) for key, value in pairs.items()})
+    folder = (out or Path("artifacts") / loaded.name).resolve()
+    made = Bundle(loaded, folder, runs.resolve() if runs else folder / "runs")
+    with only_run(str(folder)):
+        try:
+            made.prepare(reuse)
+            scores = made.make()
+        except KeyboardInterrupt:
+            console.print("[yellow]stopped[/yellow]: run the same command again to continue")
+            raise typer.Exit(130) from None
+    table = Table(title=f"{loaded.name}: held-out ground", title_justify="left")
+    for column in ("trial", "bicubic, dB", "super-resolved, dB"):
+        table.add_column(column, justify="left" if column == "trial" else "right")
+    for trial, score in scores["trials"].items():
+        table.add_row(trial, *(f"{score['cpsnr'][arm]:.2f}" for arm in ("bicubic", "sr")))
+    console.print(table)
+    console.print(f"bundle: {folder}", markup=False)
 
 
 @app.command("compile")

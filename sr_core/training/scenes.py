@@ -12,7 +12,7 @@ co-registration would know it, with an error.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ MIN_CLEAR = 0.5
 MIN_KNOWN = 0.9
 """The truth, and the latest frame, at least this."""
 TRIES = 100
+TENSORS = ("lr", "clear", "valid", "age", "shift", "hr", "hr_clear")
 STATISTICS_STEP = 3
 """Every third pixel in both directions is enough for a sample's own mean and standard deviation."""
 LOCAL_STATISTICS = 0.5
@@ -86,7 +87,7 @@ def load_series(root: Path, box: Box | None = None) -> list[FineSeries]:
     places = read_places(root / "normalization")
     found = []
     for patch in read_index(root / "patches"):
-        window = _window(patch, box)
+        window = window_of(patch, box)
         if window is not None:
             series = load_s2(root / "patches", root / "masks", patch)
             truth = part_path(root / "patches", patch, "truth")
@@ -126,7 +127,7 @@ def _simulated(series: S2Series, truth: Path, window: tuple[slice, slice], place
     return FineSeries(name, series.patch.region, bands, clear, known, series.timestamps, still, place, S2_GSD / SCALE)
 
 
-def _window(patch: Patch, box: Box | None) -> tuple[slice, slice] | None:
+def window_of(patch: Patch, box: Box | None) -> tuple[slice, slice] | None:
     """Rows and columns of the box in the patch's 10 m raster, whole coarse pixels; None where they do not meet."""
     rows, columns = patch.shape
     if box is None:
@@ -358,9 +359,12 @@ def weigh(groups: Sequence[tuple[Sequence[FineSeries], float]]) -> tuple[list[Fi
     return series, weights
 
 
-def place_statistics(series: Sequence[FineSeries]) -> Mapping[str, Normalization]:
-    """The normalisation of each region."""
-    return {one.region: one.place for one in series}
+def join_samples(sets: Sequence[SampleSet]) -> SampleSet:
+    """One set after the other; samples of all have one size."""
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in sets]) for name in TENSORS}
+    for name in ("region", "ids", "target_date"):
+        joined[name] = [item for part in sets for item in getattr(part, name)]
+    return SampleSet(**joined)
 
 
 def orient(image: Tensor, draw: Draw) -> Tensor:
