@@ -37,13 +37,15 @@ from typing import Any
 
 import sr_core
 from sr_core.config import Config, load_config, parse_config
-from sr_core.errors import ArtifactError, StorageError, SubpixelError
+from sr_core.errors import ArtifactError, ConfigError, StorageError, SubpixelError
 from sr_core.progress import console
 from sr_core.storage import Storage, is_remote, storage_for
 
 RECORD = "run.json"
 STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 """Faults of the place that is written to, not of the program: said without a traceback."""
+TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+"""Variables by which torchrun numbers the processes that it starts."""
 SOURCE_SUFFIXES = {".py", ".j2", ".css", ".js"}
 
 
@@ -86,6 +88,8 @@ class Stage:
     """Whether its program has a `fingerprint(config)` of files outside the root."""
     at_root: tuple[str, ...] = ()
     """Files that it writes at the root itself."""
+    by_torchrun: bool = False
+    """Whether torchrun may start several processes of it, which share the work."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -103,7 +107,14 @@ STAGES = {
         Stage("cloud_shadow_filter", "masks", ("cloud_shadow_filter",), ("download",)),
         Stage("normalize", "normalization", ("normalize",), ("download", "cloud_shadow_filter")),
         Stage("quality_gate", "samples", ("quality_gate",), ("download", "cloud_shadow_filter", "normalize")),
-        Stage("train_hrn", "model", ("train_hrn",), ("quality_gate", "normalize"), depends_on_files=True),
+        Stage(
+            "train_hrn",
+            "model",
+            ("train_hrn",),
+            ("quality_gate", "normalize"),
+            depends_on_files=True,
+            by_torchrun=True,
+        ),
         Stage("evaluate", "evaluation", ("evaluate",), ("quality_gate", "normalize", "train_hrn")),
         Stage(
             "delineate",
@@ -133,7 +144,7 @@ FOLDERS = {name: stage.folder for name, stage in STAGES.items()}
 
 
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
-    """Entry of a stage's program. Returns the exit status: 0, 1 after an error, 130 when interrupted."""
+    """Entry of a stage's program. Returns the exit status: 0, 1 after an error, 128 + signal when interrupted."""
     parser = argparse.ArgumentParser(prog=f"python -m components.{stage.name}")
     parser.add_argument("--config", help="configuration: a YAML file, or the JSON text of one")
     parser.add_argument("--root", help="where artifacts are: a folder or s3://bucket/prefix")
@@ -150,11 +161,11 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
             parser.error("--config and --root are needed (or --executor-input with both)")
         config = read_config(config_text)
         record = run(stage, config, root)
-        if message:
+        if message and record:
             write_executor_output(stage, message, root, record)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print(f"{stage.name}: stopped; run the same command again to continue", markup=False)
-        return 130
+        return getattr(stop, "exit_status", 130)  # a stage that saves its state at SIGTERM says so
     except SubpixelError as error:
         console.print(f"{stage.name}: error: {error}", markup=False)
         return 1
@@ -179,7 +190,13 @@ def read_config(text: str) -> Config:
 
 
 def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
-    """Do a stage's work below `root` unless it is already done. Returns its record (`run.json`)."""
+    """Do a stage's work below `root` unless it is already done. Returns its record (`run.json`).
+
+    Of several processes that torchrun started, the first keeps the record; it is empty in the others.
+    """
+    rank, world, _ = torchrun_numbers()
+    if world > 1 and not stage.by_torchrun:
+        raise ConfigError(f"{stage.name}: found {world} processes, started by torchrun, expected one")
     store = storage_for(root)
     input_keys = gather_input_keys(stage, store)
     key = stage_key(stage, config, input_keys)
@@ -191,6 +208,9 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
     with working_folder(store) as folder:
         inputs = {name: fetch(store, FOLDERS[name], folder) for name in input_keys}
         output = folder / stage.folder
+        if rank:
+            stage.program().work(Context(config, inputs, output, key))
+            return {}
         if output.exists() and working_key(output) != key:
             # what another configuration left behind would mix with this one's
             shutil.rmtree(output)
@@ -235,6 +255,12 @@ def working_folder(store: Storage) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="subpixel-") as folder:
         yield Path(folder)
+
+
+def torchrun_numbers() -> tuple[int, int, int]:
+    """Which of how many processes this is, and which on this machine; (0, 1, 0) without torchrun."""
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in TORCHRUN.items())
+    return rank, world, local
 
 
 def gather_input_keys(stage: Stage, store: Storage) -> dict[str, str]:

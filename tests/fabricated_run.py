@@ -194,7 +194,7 @@ def _samples(folder: Path, rng: np.random.Generator, chip: int) -> None:
 
 
 def _model(folder: Path, rng: np.random.Generator, chip: int) -> None:
-    with (folder / "history.jsonl").open("w") as lines:
+    with (folder / "metrics.jsonl").open("w") as lines:
         for step in range(1, 401):
             row = {
                 "step": step,

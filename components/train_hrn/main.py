@@ -1,8 +1,13 @@
 """Train HighRes-Net on the kept samples of the training ground, judged on those of the validation ground.
 
-Writes the model bundle (`model.safetensors`, `model.json`), `history.jsonl`, and `checkpoint.pt`, from which a
-stopped training goes on. Curves, a picture and the bundle go to Weights & Biases: online where `WANDB_API_KEY`
-is set, otherwise to files below `wandb/` that `wandb sync` uploads later; `WANDB_MODE=disabled` turns it off.
+Writes the model bundle (`model.safetensors`, `model.json`), `metrics.jsonl`, and `checkpoint.pt`, from which a
+stopped training goes on: SIGTERM and Ctrl-C save it and leave. Curves, pictures and the bundle go to Weights & Biases:
+online where `WANDB_API_KEY` is set, otherwise to files below `wandb/` that `wandb sync` uploads later;
+`WANDB_MODE=disabled` turns it off.
+
+Several processes, one a GPU or a few CPU cores each, share the batches when torchrun starts them:
+
+    torchrun --standalone --nproc-per-node 2 -m components.train_hrn --config run.yaml --root artifacts/run
 """
 
 import hashlib
@@ -12,46 +17,52 @@ from collections import Counter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from components.stage import STAGES, Context, Result
+from components.stage import STAGES, Context, Result, git_commit, torchrun_numbers, versions
 from sr_core.config import Config
 from sr_core.delineation.network import DESCRIPTION, WEIGHTS
 from sr_core.evaluation.evaluate import PICTURES, pictures
-from sr_core.models.bundle import load_bundle, save_bundle
+from sr_core.models.bundle import SuperResolver, save_bundle
+from sr_core.models.highresnet import HighResNet
 from sr_core.models.normalization import read_places
 from sr_core.progress import say
-from sr_core.samples.dataset import SampleSet
+from sr_core.samples.dataset import BatchSampler, SampleSet
 from sr_core.samples.store import SampleStore
+from sr_core.training.distributed import Workers
 from sr_core.training.loop import train
 from sr_core.training.tracking import Mode, Tracker
 
 
 def work(context: Context) -> Result:
-    """Train HighRes-Net and write the model bundle."""
+    """Train HighRes-Net and write the model bundle; of several processes the first alone writes."""
     settings = context.config.train_hrn
+    workers = Workers(*torchrun_numbers())
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     statistics = read_places(context.inputs["normalize"])
     training, validation = (SampleSet.load(context.inputs["quality_gate"], split) for split in ("train", "val"))
+    batches = BatchSampler(training, statistics, settings, workers.device)
+    if not workers.first:
+        with workers.joined():
+            train(settings, batches, validation, statistics, context.output, workers=workers)
+        return Result()
     say(f"{len(training)} training samples, {len(validation)} for validation")
-    wandb_home = context.output / "wandb" / "home"
-    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        os.environ.setdefault(variable, str(wandb_home))  # a container's home may be read-only
-    tracking = Tracker(
-        tracking_mode(),
-        context.output,
-        project=settings.wandb_project,
-        # one run a key: a training that was stopped continues its curves
-        run_id=context.key,
-        name=f"{context.config.name}-{context.key[:8]}",
-        config=json.loads(settings.model_dump_json()),
-    )
     store = SampleStore(context.inputs["quality_gate"])
     counts = {"train": len(training), "val": len(validation)}
-    with tracking as tracker:
-        trained = train(settings, training, validation, statistics, context.output, tracker.log)
+    with tracker_of(context) as tracker, workers.joined():
+
+        def show(step: int, model: HighResNet) -> None:
+            def side_by_side() -> NDArray[np.uint8]:
+                shown = pictures(SuperResolver(model, batches.frames, {}), validation, statistics, 0)
+                return np.concatenate([shown[name] for name in PICTURES], axis=1)
+
+            if len(validation):
+                tracker.picture("validation", side_by_side, f"{validation.ids[0]}: {', '.join(PICTURES)}", step)
+
+        trained = train(settings, batches, validation, statistics, context.output, tracker.log, show, workers)
         meta = {
-            "frames": int(training.lr.shape[1]),
+            "frames": batches.frames,
             "normalization": {region: place.to_json() for region, place in statistics.items()},
             "lineage": {
                 "key": context.key,
@@ -66,10 +77,6 @@ def work(context: Context) -> Result:
             "scores": trained.scores,
         }
         save_bundle(context.output, trained.model, meta)
-        if len(validation):
-            shown = pictures(load_bundle(context.output), validation, statistics, 0)
-            side_by_side = np.concatenate([shown[name] for name in PICTURES], axis=1)
-            tracker.picture("validation", side_by_side, f"{validation.ids[0]}: {', '.join(PICTURES)}")
         tracker.bundle(context.output, trained.scores)
     parameters = sum(weights.numel() for weights in trained.model.parameters())
     return Result(
@@ -85,6 +92,21 @@ def fingerprint(config: Config) -> str | None:
         return None
     files = [folder / name for name in (DESCRIPTION, WEIGHTS)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest()
+
+
+def tracker_of(context: Context) -> Tracker:
+    """The W&B run of this training: one a key, so that a training that was stopped continues its curves."""
+    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        os.environ.setdefault(variable, str(context.output / "wandb" / "home"))  # a container's home may be read-only
+    settings = context.config.train_hrn
+    return Tracker(
+        tracking_mode(),
+        context.output,
+        project=settings.wandb_project,
+        run_id=context.key,
+        name=f"{context.config.name}-{context.key[:8]}",
+        config=json.loads(settings.model_dump_json()) | {"git_commit": git_commit(), "versions": versions()},
+    )
 
 
 def tracking_mode() -> Mode:

@@ -87,7 +87,7 @@ def predictions(
     rows: Sequence[int],
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Images of each arm (B,C,4h,4w), the truth of the same shape, both in reflectance, and its mask (B,4h,4w)."""
-    batch = whole_batch(samples, rows, statistics)
+    batch = whole_batch(samples, rows, statistics).to(next(resolver.model.parameters()).device)
     mean, std = batch.mean, batch.std
     frames = (batch.lr - mean[:, None]) / std[:, None]
     seen = slice(resolver.frames)
@@ -97,7 +97,8 @@ def predictions(
         "temporal_mean": temporal_mean(frames, batch.clear),
         "sr": resolver.model(aligned[:, seen], batch.clear[:, seen], batch.shift[:, seen]).image,
     }
-    return {arm: image * std + mean for arm, image in images.items()}, batch.hr, batch.hr_clear
+    reflectance = {arm: (image * std + mean).cpu() for arm, image in images.items()}
+    return reflectance, batch.hr.cpu(), batch.hr_clear.cpu()
 
 
 def pictures(

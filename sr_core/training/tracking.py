@@ -14,6 +14,8 @@ from sr_core.models.bundle import DESCRIPTION, WEIGHTS
 from sr_core.progress import say
 
 Mode = Literal["online", "offline", "disabled"]
+CODE = ("git_commit", "versions")
+"""Entries of the run's configuration that say which code made it; the bundle's artifact carries them too."""
 
 
 class Tracker:
@@ -29,13 +31,13 @@ class Tracker:
         self._guard(lambda: self._start(mode, folder, project, run_id, name, config))
 
     def log(self, record: Mapping[str, float]) -> None:
-        """A line of the history; its `step` is the axis of the curves."""
+        """A line of the metrics; its `step` is the axis of the curves."""
         values = {name: value for name, value in record.items() if name != "step"}
         self._guard(lambda: self.run and self.run.log(values, step=int(record["step"])))
 
-    def picture(self, name: str, image: NDArray[np.uint8], caption: str) -> None:
-        """An RGB image (H,W,3)."""
-        self._guard(lambda: self._picture(name, image, caption))
+    def picture(self, name: str, draw: Callable[[], NDArray[np.uint8]], caption: str, step: int) -> None:
+        """An RGB image (H,W,3), drawn only where somebody may see it."""
+        self._guard(lambda: self._picture(name, draw, caption, step))
 
     def bundle(self, folder: Path, scores: Mapping[str, float]) -> None:
         """The bundle's files as an artifact, and its scores in the run's summary."""
@@ -67,18 +69,19 @@ class Tracker:
             ),
         )
 
-    def _picture(self, name: str, image: NDArray[np.uint8], caption: str) -> None:
+    def _picture(self, name: str, draw: Callable[[], NDArray[np.uint8]], caption: str, step: int) -> None:
         if self.run:
             import wandb
 
-            self.run.log({name: wandb.Image(image, caption=caption)})
+            self.run.log({name: wandb.Image(draw(), caption=caption)}, step=step)
 
     def _bundle(self, folder: Path, scores: Mapping[str, float]) -> None:
         if self.run:
             import wandb
 
             self.run.summary.update(dict(scores))
-            artifact = wandb.Artifact(f"{self.run.project}-bundle", type="model")
+            code = {name: self.run.config.get(name) for name in CODE}
+            artifact = wandb.Artifact(f"{self.run.project}-bundle", type="model", metadata={**scores, **code})
             for name in (WEIGHTS, DESCRIPTION):
                 artifact.add_file(str(folder / name))
             self.run.log_artifact(artifact)

@@ -81,7 +81,7 @@ def test_training_leaves_a_bundle_with_its_lineage(root):
     assert description["normalization"]["here"]["nir"] == {"mean": 0.2, "std": 0.05}
     assert description["frames"] == 3
     assert description["scores"]["val_psnr"] > description["scores"]["val_psnr_bicubic"]
-    steps = [json.loads(line)["step"] for line in (root / "model" / "history.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (root / "model" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [10, 20, 30, 40, 50, 60]
 
 

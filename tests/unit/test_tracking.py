@@ -25,7 +25,7 @@ def test_a_run_continues_under_its_own_id(bundle, capsys):
         with track("offline", bundle) as tracker:
             assert tracker.run.id == "abc"
             tracker.log({"step": step, "loss": 0.5})
-            tracker.picture("validation", np.zeros((8, 8, 3), np.uint8), "chip")
+            tracker.picture("validation", lambda: np.zeros((8, 8, 3), np.uint8), "chip", step)
             tracker.bundle(bundle, {"val_psnr": 39.0})
             assert tracker.run is not None
     assert list((bundle / "wandb").glob("offline-run-*-abc/run-abc.wandb"))

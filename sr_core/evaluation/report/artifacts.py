@@ -101,7 +101,7 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame | None:
         """A row a logged training step; of steps done twice, after a stop, the last."""
-        path = self._file("train_hrn", "history.jsonl")
+        path = self._file("train_hrn", "metrics.jsonl")
         if path is None:
             return None
         try:
