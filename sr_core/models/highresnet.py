@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv3(channels, channels), nn.PReLU(), conv3(channels, channels), nn.PReLU())
+        self.body = nn.Sequential(Conv3(channels, channels), nn.PReLU(), Conv3(channels, channels), nn.PReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.body(x)
@@ -76,14 +76,14 @@ class Encoder(nn.Module):
 
     def __init__(self, bands: int, channels: int, residual_blocks: int) -> None:
         super().__init__()
-        self.enter = conv3(2 * bands, channels)
+        self.enter = Conv3(2 * bands, channels)
         self.phase = nn.Linear(PHASES, 2 * channels)
         nn.init.zeros_(self.phase.weight)
         nn.init.zeros_(self.phase.bias)
         self.body = nn.Sequential(
             nn.PReLU(),
             *(ResidualBlock(channels) for _ in range(residual_blocks)),
-            conv3(channels, channels),
+            Conv3(channels, channels),
         )
 
     def forward(self, x: Tensor, phases: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class RecursiveFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(ResidualBlock(2 * channels), conv3(2 * channels, channels), nn.PReLU())
+        self.body = nn.Sequential(ResidualBlock(2 * channels), Conv3(2 * channels, channels), nn.PReLU())
 
     def forward(self, features: Tensor, clear: Tensor) -> Tensor:
         """features (B,T,F,H,W) latest first, clear (B,T,H,W). Returns (B,F,H,W).
@@ -133,7 +133,7 @@ class AttentionFusion(nn.Module):
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.merge = nn.Sequential(conv3(2 * channels, channels), nn.PReLU())
+        self.merge = nn.Sequential(Conv3(2 * channels, channels), nn.PReLU())
 
     def forward(self, features: Tensor, clear: Tensor) -> Tensor:
         """features (B,T,F,H,W) latest first, clear (B,T,H,W). Returns (B,F,H,W).
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, fine: int, scale: int, kind: str) -> None:
         super().__init__()
         if kind == "pixel_shuffle":
-            expand = conv3(channels, fine * scale**2)
+            expand = Conv3(channels, fine * scale**2)
             with torch.no_grad():
                 for parameter in (expand.weight, expand.bias):
                     assert parameter is not None
@@ -178,7 +178,7 @@ class Decoder(nn.Module):
         elif kind == "transposed":
             self.up = nn.Sequential(nn.ConvTranspose2d(channels, fine, 2 * scale, stride=scale, padding=scale // 2))
         elif kind == "resize":
-            self.up = nn.Sequential(nn.Upsample(scale_factor=scale, mode="nearest"), conv3(channels, fine))
+            self.up = nn.Sequential(nn.Upsample(scale_factor=scale, mode="nearest"), Conv3(channels, fine))
         else:
             raise ValueError(f"decoder: found {kind!r}, expected pixel_shuffle, transposed or resize")
         self.activation = nn.PReLU()
@@ -243,14 +243,14 @@ class HighResNet(nn.Module):
         self.fusion: nn.Module = FUSIONS[fusion](channels)
         self.trunk = nn.Sequential(*(ResidualBlock(channels) for _ in range(fused_blocks)))
         self.decoder = Decoder(channels, fine, scale, decoder)
-        self.project = conv3(fine, bands)
+        self.project = Conv3(fine, bands)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(cast(Tensor, self.project.bias))
         self.spread: nn.Module | None = None
         if uncertainty:
-            last = conv3(fine, bands)
+            last = Conv3(fine, bands)
             nn.init.constant_(cast(Tensor, last.bias), FIRST_LOG_SCALE)
-            self.spread = nn.Sequential(conv3(fine, fine), nn.PReLU(), last)
+            self.spread = nn.Sequential(Conv3(fine, fine), nn.PReLU(), last)
             # added to the logarithm: what validation says the scales are wrong by
             self.register_buffer("calibration", torch.zeros(bands))
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -326,6 +326,48 @@ def phase(shifts: Tensor) -> Tensor:
     return torch.cat([first, second, (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)], dim=-1)
 
 
-def conv3(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3 x 3 convolution that keeps height and width; edges are replicated, so that none is darkened."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate")
+class Conv3(nn.Conv2d):
+    """A 3 x 3 convolution that keeps height and width; edges are replicated, so that none is darkened.
+
+    PyTorch's own `padding_mode="replicate"` pads in float32 under autocast, which takes longer than the convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(replicate_edges(x))
+        x = x.to(torch.get_autocast_dtype(kind))
+        with torch.autocast(kind, enabled=False):
+            x = replicate_edges(x)
+        return super().forward(x)
+
+
+def replicate_edges(x: Tensor) -> Tensor:
+    """(N,C,H,W), channels last, with a pixel more at each side."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        result: Tensor = _ReplicatedEdges.apply(x)  # type: ignore[no-untyped-call]
+        return result
+    # as a volume of H x W x C, so that PyTorch keeps the channels last on every device
+    volume = F.pad(x.permute(0, 2, 3, 1).unsqueeze(1), (0, 0, 1, 1, 1, 1), mode="replicate")
+    return volume.squeeze(1).permute(0, 3, 1, 2)
+
+
+class _ReplicatedEdges(torch.autograd.Function):
+    """With a gradient of its own: PyTorch's adds atomically on a GPU, in an order that is never the same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return replicate_edges(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        inner = gradient[:, :, 1:-1, 1:-1].clone(memory_format=torch.channels_last)
+        for edge in (0, -1):
+            inner[:, :, edge] += gradient[:, :, edge, 1:-1]
+            inner[:, :, :, edge] += gradient[:, :, 1:-1, edge]
+            for corner in (0, -1):
+                inner[:, :, edge, corner] += gradient[:, :, edge, corner]
+        return inner
