@@ -28,6 +28,7 @@ from sr_core.config import Config, Evaluate, FilesSource, load_config
 from sr_core.errors import ArtifactError, SourceError
 from sr_core.evaluation import field
 from sr_core.evaluation.evaluate import evaluate, summary
+from sr_core.evaluation.model_card import SCORES
 from sr_core.models.bundle import SuperResolver, load_bundle, save_bundle
 from sr_core.models.normalization import Normalization, read_places
 from sr_core.patches import S2_GSD, read_index
@@ -42,7 +43,6 @@ from sr_core.training.recipe import Ground, Recipe
 from sr_core.training.scenes import FineSeries, SceneSampler, join_samples, load_series, weigh, window_of
 
 PREPARATION = ("download", "cloud_shadow_filter", "normalize")
-SCORES = "scores.json"
 MADE_BY = "recipe.json"
 SAMPLE_DATA = "SR_SAMPLE_DATA"
 ATTRIBUTION = "Contains modified Copernicus Sentinel data"
@@ -231,7 +231,10 @@ class Bundle:
         return {
             "key": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32],
             "recipe": self.recipe.name,
-            "ground": recipe["ground"],
+            "ground": [
+                raw | {"source": self.configs[part.run].source.kind}
+                for part, raw in zip(self.recipe.ground, recipe["ground"], strict=True)
+            ],
             "series": len(sampler.series),
             # products say at which scale the network learned: 10 m, if that was among them
             "gsd_m": gsd[0],

@@ -193,11 +193,16 @@ def bundle(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as train_hrn.steps=500.")
     ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option("--card", metavar="PAGE", help="Write the model card here, such as docs/model-card.md."),
+    ] = None,
 ) -> None:
     """Make a model bundle from a recipe: prepare its ground, train, and judge it on ground held out.
 
     After Ctrl-C the same command continues.
     """
+    from sr_core.evaluation.model_card import write_model_card
     from sr_core.training.recipe import load_recipe
     from subpixel.bundle import Bundle
 
@@ -218,6 +223,15 @@ def bundle(
     for trial, score in scores["trials"].items():
         table.add_row(trial, *(f"{score['cpsnr'][arm]:.2f}" for arm in ("bicubic", "sr")))
     console.print(table)
+    if card is not None:
+        command = [
+            "subpixel",
+            "bundle",
+            recipe.name if recipe.is_absolute() else str(recipe),
+            *(f"--set {change}" for change in changes or ()),
+        ]
+        write_model_card(folder, card, " ".join(command))
+        console.print(f"model card: {card}", markup=False)
     console.print(f"bundle: {folder}", markup=False)
 
 

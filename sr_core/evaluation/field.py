@@ -159,12 +159,11 @@ def cross_band(resolver: SuperResolver, series: S2Series, b8a: NDArray[np.uint16
     dates = _spread(_targets(coarse), most)
     for date in dates:
         stack = _stack(coarse, date)
-        truth = series.bands[date, :, :, NIR].astype(np.float32)[None] / REFLECTANCE_SCALE
+        truth = series.bands[None, date, :, :, NIR].astype(np.float32) / np.float32(REFLECTANCE_SCALE)
         images = {"bicubic": bicubic_upsample(stack.latest[NIR:]), "sr": stack.super_resolved(resolver, place)[NIR:]}
         row = {}
         for arm, image in images.items():
-            at_10m = _halved(image)
-            row[arm] = _registered(at_10m, truth, series.clear[date])
+            row[arm] = _registered(_halved(image), truth, series.clear[date])
         rows.append(row)
     if not rows:
         return {"dates": 0}

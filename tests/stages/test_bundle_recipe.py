@@ -50,7 +50,7 @@ def recipe(tmp_path_factory) -> Path:
 def made(recipe) -> Path:
     """A finished bundle."""
     out = recipe.parent / "out"
-    done = CliRunner().invoke(app, ["bundle", str(recipe), "--out", str(out)])
+    done = CliRunner().invoke(app, ["bundle", str(recipe), "--out", str(out), "--card", str(out / "card.md")])
     assert done.exit_code == 0, done.output
     return out
 
@@ -68,6 +68,18 @@ def test_a_bundle_is_made_with_its_lineage_and_scores(made):
     assert scores["trials"]["east/nominal"]["n_samples"] == 2
     assert {"psnr_sr", "psnr_bicubic", "val_psnr"} <= set(resolver.description["scores"])
     assert str(made.parent) not in (made / "model.json").read_text()  # no path of this machine
+
+
+def test_the_model_card_says_what_the_scores_say(made):
+    card = (made / "card.md").read_text()
+    scores = json.loads((made / "scores.json").read_text())
+    psnr = scores["trials"]["east/soft"]["psnr"]
+    row = next(line for line in card.splitlines() if line.startswith("| east/soft |"))
+    assert [f"{psnr[arm]:.2f}" for arm in ("bicubic", "temporal_mean", "sr")] == row.split(" | ")[2:5]
+    assert "| west | simulated | 100% | all |" in card
+    assert "| east | simulated | held out | all |" in card
+    assert "What it may not be used for" in card
+    assert str(made.parent) not in card
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(recipe, made, tmp_path, monkeypatch):
