@@ -21,6 +21,8 @@ COLOURS = {"better": "#0072B2", "worse": "#D55E00"}
 """Of verdicts, told apart with any colour vision (Okabe and Ito, Color universal design, 2008)."""
 GREY = "#6e6e6e"
 MARKS = {"better": "^", "worse": "v"}
+LEAST_RANGE_DB = 0.05
+"""An axis reaches at least this far to both sides of the reference."""
 RULE = (
     "Every cell is an average over the seeds. **Gain** is the PSNR of the super-resolved test samples over that of the"
     " bicubic latest frame, ± its standard deviation over the seeds. **ΔPSNR** and **ΔcPSNR** are differences to the"
@@ -214,14 +216,15 @@ def draw(question: Answer, path: Path) -> None:
     panels[0].invert_yaxis()
     figure.supxlabel("difference in PSNR to the reference, dB", fontsize=9)
     handles = [
+        Line2D([], [], marker="D", markersize=5, linestyle="none", color="black", label="reference"),
         Line2D([], [], marker="^", color=COLOURS["better"], label="better"),
         Line2D([], [], marker="v", color=COLOURS["worse"], label="worse"),
-        Line2D([], [], marker="o", color=GREY, label="no difference, or no claim"),
+        Line2D([], [], marker="o", color=GREY, label="neither"),
         Line2D(
             [], [], marker="o", markersize=3.5, markerfacecolor="none", linestyle="none", color=GREY, label="a seed"
         ),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     aside = path.with_name(f".{path.name}")
     kind = path.suffix.removeprefix(".")
     metadata = {"Date": None} if kind == "svg" else None
@@ -256,19 +259,21 @@ def _panel(axes: Axes, question: Answer, base: str) -> None:
             fontsize=8,
             annotation_clip=False,
         )
-        if variant["label"] == question["reference"]:
-            axes.plot(0, row, marker="D", markersize=5, color="black")
+        verdict, mean, values = difference["verdict"], difference["mean"], difference["values"]
+        if verdict == "same configuration":
+            filled = "black" if variant["label"] == question["reference"] else "white"
+            axes.plot(0, row, marker="D", markersize=5, color="black", markerfacecolor=filled)
             continue
-        verdict, mean = difference["verdict"], difference["mean"]
         colour = COLOURS.get(verdict, GREY)
         if difference["half_width"] is not None:
             axes.errorbar(mean, row, xerr=difference["half_width"], color=colour, linewidth=1.6, capsize=3)
-        offsets = np.linspace(-0.16, 0.16, len(difference["values"])) if len(difference["values"]) > 1 else [0.0]
-        axes.plot(
-            difference["values"], row + np.asarray(offsets), "o", markersize=3.5, markerfacecolor="none", color=colour
-        )
         axes.plot(mean, row, marker=MARKS.get(verdict, "o"), markersize=6.5, color=colour)
-    axes.margins(x=0.12)
+        rows = row + 0.26 * np.linspace(-1, 1, len(values)) if len(values) > 1 else [row]
+        axes.plot(values, rows, "o", markersize=3.5, markerfacecolor="white", color=colour)
+    # differences of hundredths are not to look like large ones
+    axes.update_datalim([(-LEAST_RANGE_DB, 0), (LEAST_RANGE_DB, 0)])
+    axes.autoscale_view()
+    axes.margins(x=0.1)
     axes.set_ylim(-0.6, len(question["variants"]) - 0.4)
     axes.text(1.0, 1.0, "gain, dB", transform=axes.transAxes, fontsize=8, ha="left", va="bottom", color=GREY)
 
