@@ -28,8 +28,9 @@ class ShiftNet(nn.Module):
         for level, width in enumerate(WIDTHS):
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if level else []
             for first in (inputs, width):
-                layers += [nn.Conv2d(first, width, 3, padding=1), nn.GELU()]
-                nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
+                convolution = nn.Conv2d(first, width, 3, padding=1)
+                nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+                layers += [convolution, nn.GELU()]
             self.levels.append(nn.Sequential(*layers))
             inputs = width
         self.head = nn.Linear(sum(WIDTHS), 2)
@@ -43,8 +44,9 @@ class ShiftNet(nn.Module):
         gradient goes back to it.
         """
         sr = sr.detach()
-        pair = torch.cat([sr, torch.where((clear > 0.5).unsqueeze(1), hr, sr)], dim=1)
-        pair = pair - pair.unflatten(1, (2, -1)).mean(dim=(1, 3, 4)).repeat(1, 2)[:, :, None, None]
+        hr = torch.where((clear > 0.5).unsqueeze(1), hr, sr)
+        mean = torch.cat([sr, hr], dim=2).mean(dim=(2, 3), keepdim=True)  # of each band
+        pair = torch.cat([sr - mean, hr - mean], dim=1)
         x = pair / pair.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
         means = []
         for level in self.levels:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sr_core import SCALE
+from sr_core.models.highresnet import LOG_SCALE_RANGE
 from sr_core.radiometry.resample import gaussian_matrix, psf_sigma
 
 LossName = Literal["l1", "mse", "ssim", "mixed", "cmse"]
@@ -29,9 +30,6 @@ MIXED_SSIM = 0.1
 """Weight of 1 - SSIM beside the squared error in `mixed`, as in the published multi-temporal-super-resolution."""
 SENTINEL2_MTF = 0.3
 """At the Nyquist frequency of 10 m; what `sr_core.radiometry.resample.degrade` takes for Sentinel-2 as well."""
-LOG_SCALE = (-7.0, 3.0)
-"""Limits of the logarithm of a Laplace scale in normalised units: a thousandth to twenty standard deviations of the
-place. What lies outside is a network gone astray, and its exponential would drown everything else."""
 
 
 def masked_error(sr: Tensor, hr: Tensor, clear: Tensor, kind: LossName, bias_removed: bool = False) -> Tensor:
@@ -93,7 +91,8 @@ def laplace_likelihood(image: Tensor, log_scale: Tensor, hr: Tensor, clear: Tens
     """
     seen = (clear > 0.5).unsqueeze(1)
     error = (torch.where(seen, image.float(), 0.0) - torch.where(seen, hr.float(), 0.0)).abs()
-    scale = torch.where(seen, log_scale.float(), 0.0).clamp(*LOG_SCALE)
+    # the network stays within this range; interpolation may ring beyond it
+    scale = torch.where(seen, log_scale.float(), 0.0).clamp(*LOG_SCALE_RANGE)
     return _clear_mean(error * torch.exp(-scale) + scale + math.log(2.0), seen).mean(dim=1)
 
 
@@ -131,12 +130,14 @@ def _dissimilarity(sr: Tensor, hr: Tensor, seen: Tensor) -> Tensor:
 @cache
 def _window(size: int, device: torch.device) -> Tensor:
     """(size, size), symmetric: the Gaussian window around each pixel, cut at the edges."""
-    position = torch.arange(size, dtype=torch.float64)
-    distance = position - position[:, None]
-    weights = torch.exp(-0.5 * (distance / SSIM_SIGMA).square()) * (distance.abs() <= SSIM_RADIUS)
-    return weights.float().to(device)
+    with torch.inference_mode(False):  # kept for training, whoever asks first
+        position = torch.arange(size, dtype=torch.float64)
+        distance = position - position[:, None]
+        weights = torch.exp(-0.5 * (distance / SSIM_SIGMA).square()) * (distance.abs() <= SSIM_RADIUS)
+        return weights.float().to(device)
 
 
 @cache
 def _degradation(size: int, mtf: float, device: torch.device) -> Tensor:
-    return torch.from_numpy(gaussian_matrix(size, SCALE, psf_sigma(mtf))).to(device)
+    with torch.inference_mode(False):
+        return torch.from_numpy(gaussian_matrix(size, SCALE, psf_sigma(mtf))).to(device)

@@ -16,8 +16,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from sr_core.models.alignment import LOBES, lanczos_matrices, translate
-from sr_core.training.losses import LossName, masked_error
+from sr_core.models.alignment import LOBES, lanczos_matrices
 
 
 @dataclass(frozen=True)
@@ -105,22 +104,6 @@ def shift_errors(
             errors.append(error)
     surface = torch.stack(errors, dim=1).view(-1, len(shifts), len(shifts))
     return surface / (pixels * hr.shape[1])[:, None, None]
-
-
-def registered_error(
-    sr: Tensor,
-    hr: Tensor,
-    clear: Tensor,
-    registration: Registration,
-    kind: LossName = "mse",
-    bias_removed: bool = False,
-) -> Tensor:
-    """`masked_error` of each sample (B) at the best shift of the grid. The gradient flows through that shift."""
-    moved = sr
-    if len(registration.shifts) > 1:
-        moved = translate(sr, best_shifts(sr, hr, clear, registration, bias_removed))
-    inside = inside_of(hr, registration.border)
-    return masked_error(moved[inside], hr[inside], clear[inside], kind, bias_removed)
 
 
 def inside_of(images: Tensor, border: int) -> tuple[EllipsisType, slice, slice]:

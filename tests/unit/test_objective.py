@@ -51,6 +51,22 @@ def test_by_default_the_objective_is_the_registered_error():
     assert (total < 0.1 * unregistered).all()
 
 
+def test_registration_forgives_a_shift_on_the_grid_and_a_bias_if_asked_but_not_more():
+    image, near, far = moved(ground(), 0, 0), moved(ground(), 0.5, 1.0), moved(ground(), 3.0, 0.0)
+    assert judge(TrainHRN(loss="mse"), image, scene_of(near))[0].max() < 0.01
+    assert judge(TrainHRN(loss="mse"), image, scene_of(far))[0].min() > 0.1
+    brighter = scene_of(near + 0.5)
+    assert judge(TrainHRN(loss="mse"), image, brighter)[0].min() > 0.2
+    assert judge(TrainHRN(loss="mse", remove_bias=True), image, brighter)[0].max() < 0.01
+
+
+def test_the_gradient_goes_back_through_the_chosen_shift():
+    image, hr = moved(ground(), 0, 0).requires_grad_(), moved(ground(), 0, 1)
+    hr[:, :, 20, 20] += 1.0
+    judge(TrainHRN(loss="mse"), image, scene_of(hr))[0].sum().backward()
+    assert divmod(image.grad[0, 0].abs().argmax().item(), 64) == (20, 19)
+
+
 @pytest.mark.parametrize("registration", ["grid", "shiftnet", "none"])
 @pytest.mark.parametrize("kind", ["l1", "mse", "ssim", "mixed", "cmse"])
 def test_every_loss_goes_with_every_registration(registration, kind):
@@ -73,8 +89,7 @@ def test_terms_about_the_truth_see_the_registered_image_and_the_constraint_the_o
     image, hr = moved(ground(), 0, 0), moved(ground(), 1.0, -0.5)
     scene = scene_of(hr, latest=degrade(image))
     _, terms = judge(TrainHRN(**ALL), image, scene, torch.zeros_like(image))
-    aside, _ = Objective(TrainHRN(**ALL, registration="none")), None
-    _, unregistered = aside(Estimate(image, torch.zeros_like(image)), scene)
+    _, unregistered = judge(TrainHRN(**ALL, registration="none"), image, scene, torch.zeros_like(image))
     for name in ("pixel", "perceptual", "style", "laplace"):
         assert terms[name] < 0.9 * unregistered[name], name
     registered = translate(image, torch.tensor([[1.0, -0.5]]).expand(2, 2))

@@ -1,4 +1,4 @@
-"""Registration at the loss: known shifts are found, and the gradient goes through the one that is chosen."""
+"""Registration at the loss: images move as they should, and known shifts are found."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sr_core.models.alignment import translate
 from sr_core.training.losses import masked_error
-from sr_core.training.registration import Registration, best_shifts, registered_error, shift_errors
+from sr_core.training.registration import Registration, best_shifts, shift_errors
 
 
 def waves(down: float = 0.0, across: float = 0.0, side: int = 40) -> torch.Tensor:
@@ -87,24 +87,6 @@ def test_refined_shifts_are_right_within_a_twentieth_of_a_pixel():
     assert (found - known).abs().max() < 0.05
     on_the_grid = best_shifts(sr, hr, clear, Registration(1.5, 0.5))
     assert (on_the_grid - known).abs().max() > 0.2
-
-
-def test_a_registered_error_forgives_a_shift_and_a_brightness_but_not_more():
-    registration = Registration(1.0, 0.5)
-    clear = torch.ones(3, 40, 40)
-    assert masked_error(waves(), waves(0.5, 1.0), clear, "mse").min() > 0.01
-    assert registered_error(waves(), waves(0.5, 1.0), clear, registration).max() < 1e-4
-    assert registered_error(waves(), waves(3.0, 0.0), clear, registration).min() > 0.01
-    brighter = waves(0.5, 1.0) + 0.2
-    assert registered_error(waves(), brighter, clear, registration).min() > 0.03
-    assert registered_error(waves(), brighter, clear, registration, bias_removed=True).max() < 1e-4
-
-
-def test_the_gradient_flows_through_the_chosen_shift():
-    sr, hr = waves().requires_grad_(), waves(0.0, 1.0)
-    hr[:, :, 20, 20] += 1.0
-    registered_error(sr, hr, torch.ones(3, 40, 40), Registration(1.0, 0.5)).sum().backward()
-    assert sr.grad[0, 0].abs().argmax().item() == 20 * 40 + 19
 
 
 def test_grids():
