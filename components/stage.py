@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import sr_core
 from sr_core.config import Config, load_config, parse_config
@@ -160,6 +160,9 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
         if not config_text or not root:
             parser.error("--config and --root are needed (or --executor-input with both)")
         config = read_config(config_text)
+        processes = getattr(getattr(config, stage.name, None), "processes", 1)
+        if processes > 1 and torchrun_numbers()[1] == 1:
+            start_torchrun(stage, processes, argv)
         record = run(stage, config, root)
         if message and record:
             write_executor_output(stage, message, root, record)
@@ -255,6 +258,14 @@ def working_folder(store: Storage) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="subpixel-") as folder:
         yield Path(folder)
+
+
+def start_torchrun(stage: Stage, processes: int, argv: Sequence[str] | None) -> NoReturn:
+    """Become torchrun, which starts the stage's program in several processes of this machine."""
+    console.print(f"[bold]{stage.name}[/bold]: {processes} processes")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    program = ["-m", f"components.{stage.name}", *(sys.argv[1:] if argv is None else argv)]
+    os.execv(sys.executable, [sys.executable, "-m", *launcher, *program])
 
 
 def torchrun_numbers() -> tuple[int, int, int]:

@@ -223,7 +223,10 @@ class TrainHRN(Section):
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the network's arithmetic in training")
     compile: bool = Field(False, description="compile the network with torch.compile; pays off in long trainings")
     validate_every: int = Field(50, ge=1, description="steps between validations and checkpoints")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
+    threads: int | None = Field(None, ge=1, description="CPU threads of each process; none: as many as cores")
+    processes: int = Field(
+        1, ge=1, le=64, description="processes of one machine that share each batch, one a GPU or some cores each"
+    )
     seed: int = Field(0, ge=0, description="of the weights, the batches and the augmentation")
     wandb_project: str = Field("subpixel", description="Weights & Biases project of the curves")
 

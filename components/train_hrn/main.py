@@ -5,7 +5,8 @@ stopped training goes on: SIGTERM and Ctrl-C save it and leave. Curves, pictures
 online where `WANDB_API_KEY` is set, otherwise to files below `wandb/` that `wandb sync` uploads later;
 `WANDB_MODE=disabled` turns it off.
 
-Several processes, one a GPU or a few CPU cores each, share the batches when torchrun starts them:
+Several processes, one a GPU or a few CPU cores each, share the batches: as many as `train_hrn.processes` says, or as
+torchrun starts:
 
     torchrun --standalone --nproc-per-node 2 -m components.train_hrn --config run.yaml --root artifacts/run
 """

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sr_core import BANDS
 from sr_core.config import TrainHRN
-from sr_core.models.alignment import translate
+from sr_core.models.alignment import align, translate
 from sr_core.models.highresnet import Estimate
 from sr_core.models.shiftnet import ShiftNet
+from sr_core.samples.dataset import Batch
 from sr_core.training.losses import laplace_likelihood, low_frequency_error, masked_error, mean_difference
 from sr_core.training.perceptual import BORDER_PX, PerceptualLoss, perceptual_network
 from sr_core.training.registration import Registration, best_shifts, inside_of
@@ -38,6 +39,18 @@ class Scene:
     """(B,C,1,1) reflectance: that of a normalised 0."""
     std: Tensor
     """(B,C,1,1) reflectance: that of one normalised unit."""
+
+
+def scene_of(batch: Batch) -> Scene:
+    """A batch in normalised units, its frames on the common grid."""
+    frames = align(normalised(batch), batch.clear, batch.shift)
+    hr = (batch.hr - batch.mean) / batch.std
+    return Scene(frames, batch.clear, hr, batch.hr_clear, batch.mean, batch.std)
+
+
+def normalised(batch: Batch) -> Tensor:
+    """The frames (B,T,C,h,w) of a batch as they were delivered, in normalised units."""
+    return (batch.lr - batch.mean[:, None]) / batch.std[:, None]
 
 
 class Objective(nn.Module):

@@ -1,6 +1,8 @@
 """The stages train_hrn and evaluate on a small store made by hand."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -13,11 +15,12 @@ from components.stage import Stage, run
 from components.train_hrn.main import STAGE as TRAIN
 from sr_core import BANDS
 from sr_core.config import Config, parse_config
-from sr_core.errors import DataError
+from sr_core.errors import ConfigError, DataError
 from sr_core.models.bundle import load_bundle
 from sr_core.radiometry.normalize import BandStatistics, Normalization, write_normalization
 from tests.sample_sets import sample_set
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SPLITS = ("train",) * 8 + ("val",) * 3 + ("test",) * 5
 
 
@@ -128,3 +131,25 @@ def test_a_split_without_samples_is_named(root, tmp_path, stage: Stage, splits, 
     with pytest.raises(DataError, match=message):
         run(stage, config(), str(tmp_path))
     assert not (tmp_path / stage.folder / "run.json").exists()
+
+
+def test_several_processes_train_one_model_and_keep_one_record(root, tmp_path):
+    write_inputs(tmp_path)
+    settings = config(processes=2, steps=20)
+    command = [sys.executable, "-m", "components.train_hrn", "--config", settings.model_dump_json()]
+    done = subprocess.run([*command, "--root", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train_hrn: 2 processes" in done.stderr
+    record = json.loads((tmp_path / "model" / "run.json").read_text())
+    assert record["counts"]["steps"] == 20
+    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20]
+    alone = json.loads((root / "model" / "metrics.jsonl").read_text().splitlines()[0])
+    assert lines[0]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert load_bundle(tmp_path / "model").frames == 3
+
+
+def test_stages_of_one_process_refuse_several(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"evaluate: found 2 processes, started by torchrun, expected one"):
+        run(EVALUATE, config(), str(root))

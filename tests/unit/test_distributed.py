@@ -12,8 +12,8 @@ from sr_core.errors import ConfigError
 from sr_core.models.highresnet import HighResNet
 from sr_core.samples.dataset import BatchSampler
 from sr_core.training.distributed import Workers
-from sr_core.training.loop import scene_of, train
-from sr_core.training.objective import Objective
+from sr_core.training.loop import train
+from sr_core.training.objective import Objective, scene_of
 from tests.sample_sets import PLACES, sample_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -227,6 +227,16 @@ def test_without_validation_samples_the_last_weights_win(tmp_path):
     assert result.best_step == 10 and result.scores == {}
 
 
+def test_uncertainty_is_calibrated_on_validation_once(tmp_path):
+    unsure = settings(uncertainty=True)
+    validation = sample_set(3, seed=50)
+    first, again = (train(unsure, batches(unsure), validation, PLACES, tmp_path) for _ in range(2))
+    assert first.model.calibration.abs().min() > 0
+    assert torch.equal(first.model.calibration, again.model.calibration)
+    assert 0.3 < first.scores["coverage_50"] < 0.7 and first.scores["coverage_90"] > 0.7
+    assert {"loss_pixel", "loss_laplace"} <= metrics(tmp_path)[0].keys()
+
+
 def test_an_unknown_region_is_named(tmp_path):
     with pytest.raises(DataError, match="no statistics of region 'here'"):
         BatchSampler(sample_set(), {}, settings())

@@ -381,10 +381,12 @@ def _training(run: Run) -> dict[str, Any] | None:
         # at most 240 points: a step is too noisy to read, its neighbourhood is not
         bins = np.arange(len(loss)) * min(240, len(loss)) // max(len(loss), 1)
         smooth = loss.groupby(bins)[["step", "loss"]].mean()
+        # a likelihood may be negative
+        axis = charts.Axis.from_zero if smooth["loss"].min() >= 0 else charts.Axis.over
         found["loss"] = (
             charts.Plot(
                 steps,
-                charts.Axis.from_zero(smooth["loss"], f"training loss ({run.config.train_hrn.loss})"),
+                axis(smooth["loss"], f"training loss ({run.config.train_hrn.loss})"),
                 "Training loss by optimiser step",
                 height=280,
             )
