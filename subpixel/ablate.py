@@ -154,7 +154,6 @@ class Ablation:
                 "id": point.id,
                 "base": point.base,
                 "seed": point.seed,
-                "roles": [list(role) for role in point.roles],
                 "set": dict(point.changes),
                 "commit": git_commit(),
                 "code": code_digest(TRAIN.name)[:10],
@@ -171,7 +170,9 @@ class Ablation:
             return record
 
     def _train_and_evaluate(self, point: Point, root: Path) -> dict[str, Any]:
-        prepared, tested = self.prepare(point.config), self.prepare(point.test)
+        prepared = tested = self.prepare(point.test)
+        if self.preparation_keys(point.config) != self.preparation_keys(point.test):
+            prepared = self.prepare(point.config)
         if point.needs_network:
             self.make_network()
         link(root, {name: prepared[name] for name in TRAIN.inputs})
@@ -187,11 +188,9 @@ class Ablation:
 
 def measured(root: Path, test: Path, trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> dict[str, Any]:
     """What a finished point has to say, from the artifacts of its two stages."""
-    from sr_core.training import loop
-
     scores = json.loads((test / EVALUATE.folder / "metrics.json").read_text(encoding="utf-8"))["test"]
     lineage = json.loads((root / TRAIN.folder / "model.json").read_text(encoding="utf-8"))["lineage"]
-    history = (root / TRAIN.folder / loop.METRICS).read_text(encoding="utf-8").splitlines()
+    history = (root / TRAIN.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     samples = pd.read_parquet(
         test / STAGES["quality_gate"].folder / "samples.parquet", columns=["split", "kept", "n_frames"]
     )
@@ -275,22 +274,24 @@ def collect(ablation: Ablation, only: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def report(ablation: Ablation, command: str, page: Path | None = None, only: str | None = None) -> dict[str, Any]:
-    """Write `ablations.{parquet,json,md}` of what is finished, and the page to `page` as well. Returns the answers."""
+def report(ablation: Ablation, command: str, page: Path | None = None, only: str | None = None) -> None:
+    """Write `ablations.{parquet,json,md}` of all that is finished, and to `page` the page of the question `only`."""
     from sr_core.training.ablation_page import write_page
 
-    results = collect(ablation, only)
-    answers = answer(ablation.grid, results, ablation.network, only)
-    facts = facts_of(ablation, results)
     ablation.folder.mkdir(parents=True, exist_ok=True)
-    aside = ablation.folder / ".ablations.parquet"
-    results.to_parquet(aside, index=False)
-    aside.replace(ablation.folder / "ablations.parquet")
-    write_json(ablation.folder / "ablations.json", {**answers, **facts, "command": command})
-    for path in [ablation.folder / "ablations.md", *([page] if page else [])]:
+    for path, question in ((ablation.folder / "ablations.md", None), (page, only)):
+        if path is None:
+            continue
+        results = collect(ablation, question)
+        answers = answer(ablation.grid, results, ablation.network, question)
+        facts = facts_of(ablation, results)
+        if path != page:
+            aside = ablation.folder / ".ablations.parquet"
+            results.to_parquet(aside, index=False)
+            aside.replace(ablation.folder / "ablations.parquet")
+            write_json(ablation.folder / "ablations.json", {**answers, **facts, "command": command})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_page(path, ablation.grid, answers, facts, command)
-    return answers
 
 
 def write_sweep(ablation: Ablation, path: Path, command: Sequence[str], only: str | None = None) -> int:
