@@ -16,7 +16,7 @@ from sr_core.config import Box, Section, TrainHRN
 from sr_core.errors import ConfigError
 from sr_core.training.instrument import InstrumentRanges
 
-IDLE = ("frame_choice", "max_latest_age_days", "frame_dropout", "wandb_project")
+IDLE = ("frame_choice", "max_latest_age_days", "frame_dropout", "processes", "wandb_project")
 """Keys of `train_hrn` that mean nothing where samples are made anew each time they are drawn."""
 
 
