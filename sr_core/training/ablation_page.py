@@ -160,7 +160,7 @@ def _found(question: Answer) -> list[str]:
                 continue
             difference = found["difference"].get("psnr")
             verdict = difference["verdict"] if difference else "not finished"
-            value = f" ({_signed(difference['mean'])} dB)" if verdict in ("better", "worse") else ""
+            value = f" ({_signed(difference['mean'], 3)} dB)" if verdict in ("better", "worse") else ""
             groups.setdefault(verdict, []).append(f"{variant['label']}{value}")
         order = ("better", "worse", "no difference", "no claim", "same configuration", "not finished")
         said = "; ".join(f"{verdict}: {', '.join(groups[verdict])}" for verdict in order if verdict in groups)
@@ -197,8 +197,8 @@ def _difference_cell(difference: Answer) -> str:
     verdict: str = difference["verdict"]
     if verdict == "same configuration" or difference["mean"] is None:
         return verdict
-    half = f" ± {difference['half_width']:.2f}" if difference["half_width"] is not None else ""
-    text = f"{_signed(difference['mean'])}{half}, {verdict}"
+    half = f" ± {difference['half_width']:.3f}" if difference["half_width"] is not None else ""
+    text = f"{_signed(difference['mean'], 3)}{half}, {verdict}"
     return f"**{text}**" if verdict in ("better", "worse") else text
 
 
@@ -250,7 +250,7 @@ def _panel(axes: Axes, question: Answer, base: str) -> None:
             continue
         gain = found["gain"]["psnr"]["mean"]
         axes.annotate(
-            f"{gain:+.2f}".replace("-", "−"),
+            _signed(gain),
             (1.0, row),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
@@ -282,8 +282,8 @@ def _bases(question: Answer) -> Sequence[str]:
     return list(dict.fromkeys(base for variant in question["variants"] for base in variant["bases"]))
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def _settings(changes: Mapping[str, Any]) -> str:

@@ -53,6 +53,9 @@ class InstrumentRanges(Section):
     on_latest_grid: Fraction = Field(
         0.3, description="share of samples whose truth lies on the latest frame's own grid, as in Wald's protocol"
     )
+    unregistered: Fraction = Field(
+        0.1, description="share of samples of whose displacements nothing is known; truth on the latest frame's grid"
+    )
     noise: Range = Field((0.02, 0.1), description="noise of a frame, in standard deviations of the place; log-uniform")
     noise_spread: float = Field(0.25, ge=0, le=1, description="noise of a band about that, rms of its logarithm")
     noise_correlation: Range = Field((0.1, 0.4), description="of the noise of neighbouring pixels")
@@ -101,6 +104,8 @@ class Instrument:
     """(B,T,2) rows and columns, coarse pixels: a pixel at p shows the ground at p + displacement."""
     registration_error: Tensor
     """(B,T,2) what co-registration finds minus what is true, coarse pixels."""
+    registered: Tensor
+    """(B) 1 where co-registration finds anything, 0 where displacements are unknown."""
     noise: Tensor
     """(B,C) standard deviation in reflectance."""
     correlation: Tensor
@@ -126,7 +131,8 @@ class Instrument:
         mtf = np.clip(uniform(ranges.mtf)[:, None, None] + band + direction / 2, *MTF_LIMITS)
         displacement = uniform(ranges.displacement_px)[:, None, None] * normal(frames, 2)
         error = uniform(ranges.registration_error_px)[:, None, None] * normal(frames, 2)
-        on_latest = random.random(count) < ranges.on_latest_grid
+        unknown = random.random(count) < ranges.unregistered
+        on_latest = (random.random(count) < ranges.on_latest_grid) | unknown
         displacement[on_latest, 0] = error[on_latest, 0] = 0.0
         tiny = 1e-6  # noise may be none at all
         level = np.exp(uniform((math.log(ranges.noise[0] + tiny), math.log(ranges.noise[1] + tiny)))) - tiny
@@ -142,6 +148,7 @@ class Instrument:
             tensor(mtf),
             tensor(displacement),
             tensor(error),
+            tensor(np.where(unknown, 0.0, 1.0)),
             tensor(relative) * place_std,
             tensor(correlation),
             tensor(gain),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import correlate1d, distance_transform_edt
 from torch import Tensor
 
 from sr_core import BANDS, REFLECTANCE_SCALE, SCALE
@@ -40,6 +40,8 @@ MIN_CLEAR = 0.5
 MIN_KNOWN = 0.9
 """The truth, and the latest frame, at least this."""
 TRIES = 100
+FINE_PSF = (0.175, 0.65, 0.175)
+"""Of the simulated truth, fine pixels in both directions: MTF 0.3 at their Nyquist, like a 2.5 m instrument's."""
 TENSORS = ("lr", "clear", "valid", "age", "shift", "hr", "hr_clear")
 STATISTICS_STEP = 3
 """Every third pixel in both directions is enough for a sample's own mean and standard deviation."""
@@ -120,6 +122,10 @@ def _simulated(series: S2Series, truth: Path, window: tuple[slice, slice], place
         raise ArtifactError(f"EOPatch {truth}: dates differ from those of the images; run download again")
     fine = tuple(slice(axis.start * SCALE, axis.stop * SCALE) for axis in window)
     bands = np.ascontiguousarray(np.moveaxis(part.data["S2_HR"][:, *fine], -1, 1))
+    for image in bands:
+        # only the truth's own sampling is this sharp; a satellite of 2.5 m would not see it so
+        seen = correlate1d(correlate1d(image.astype(np.float32), FINE_PSF, axis=-1), FINE_PSF, axis=-2)
+        image[:] = np.rint(seen)
     clear = series.clear[:, *window].repeat(SCALE, axis=1).repeat(SCALE, axis=2)
     known = np.broadcast_to(np.True_, clear.shape)
     name = f"{series.patch.region}/{series.patch.id}"
@@ -225,6 +231,7 @@ class SceneSampler:
         mask = instrument.observe_mask(placed(clear).float(), MARGIN_PX)
         shown = placed(np.array([[at < len(draw.frames) for at in range(self.frames)] for draw in draws]))
         told = (placed(between) + instrument.displacement + instrument.registration_error) * shown[..., None]
+        told = told * instrument.registered[:, None, None]
         gains = placed(gain)[:, None, None, None]
 
         def oriented(images: Tensor) -> Tensor:

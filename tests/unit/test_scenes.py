@@ -17,7 +17,14 @@ from tests.sample_sets import scene
 
 DATES = [dt.datetime(2022, 5, 1) + dt.timedelta(days=10 * index) for index in range(10)]
 EXACT = InstrumentRanges(
-    mtf=(0.3, 0.3), mtf_spread=0, noise=(0, 0), gain=0, offset=0, registration_error_px=(0, 0), on_latest_grid=0
+    mtf=(0.3, 0.3),
+    mtf_spread=0,
+    noise=(0, 0),
+    gain=0,
+    offset=0,
+    registration_error_px=(0, 0),
+    on_latest_grid=0,
+    unregistered=0,
 )
 
 
@@ -173,3 +180,13 @@ def test_what_cannot_be_sampled_is_named():
         sampler(dark)
     with pytest.raises(DataError, match="found 0 series"):
         sampler()
+
+
+def test_of_some_samples_no_displacement_is_told_and_their_truth_lies_on_the_latest_frame():
+    shifts = np.random.default_rng(0).uniform(-3, 3, (10, 2))
+    batch = sampler(series(shifts=shifts), ranges=EXACT.model_copy(update={"unregistered": 1.0})).batch(0)
+    assert not batch.shift.any()
+    expected = torch.from_numpy(degrade(batch.hr.numpy(), mtf=0.3))
+    inner = (..., slice(4, -4), slice(4, -4))
+    difference = (batch.lr[:, 0] - expected)[inner].abs()
+    assert difference.max() < 2e-4
