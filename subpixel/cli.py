@@ -83,7 +83,10 @@ def ablate(
         int, typer.Option("--jobs", min=1, help="Points at the same time, each with its share of the cores.")
     ] = 1,
     only: Annotated[str | None, typer.Option("--only", metavar="QUESTION", help="One question of the grid.")] = None,
-    point: Annotated[str | None, typer.Option("--point", metavar="ID", help="Run this point and nothing else.")] = None,
+    point: Annotated[
+        str | None,
+        typer.Option("--point", metavar="ID", help="Run this point, print its gain in PSNR over bicubic, dB."),
+    ] = None,
     sweep: Annotated[
         Path | None, typer.Option("--sweep", help="Write the grid as a Weights & Biases sweep, and run nothing.")
     ] = None,
@@ -115,6 +118,8 @@ def ablate(
         record = ablation.run_point(wanted)
         if record["status"] != "done":
             raise SubpixelError(f"point {point}: {record['error']}")
+        # in the form that Katib's collector reads
+        print(f"psnr_gain={record['scores']['psnr_sr'] - record['scores']['psnr_bicubic']:.4f}")
         return
     failed = 0
     if not dry:

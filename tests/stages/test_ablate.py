@@ -190,7 +190,8 @@ def test_wandb_agents_share_the_grid(done, tmp_path, monkeypatch):
     ((env, program, *words),) = started
     assert (env, program) == ("/usr/bin/env", "subpixel")
     result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
+    gain = table(grid).set_index("id").eval("psnr_sr - psnr_bicubic")[points[1].id]
+    assert result.exit_code == 0 and result.stdout == f"psnr_gain={gain:.4f}\n"
     assert not when_written(grid.parent).keys() - set(table(grid)["id"])
 
 

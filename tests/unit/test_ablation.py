@@ -219,10 +219,10 @@ def test_answers_and_their_page(tmp_path):
     write_page(tmp_path / "docs" / "out.md", grid, answers, FACTS, "subpixel ablate grid.yaml")
     text = (tmp_path / "docs" / "out.md").read_text()
     assert "subpixel ablate grid.yaml" in text and "`c0ffee`" in text and "`train_hrn.channels: 16`" in text
-    assert "**plain**, against 16: worse: 8 (−0.29 dB); same configuration: 16 again." in text
-    assert "| 8 | 1,000 | +0.96 ± 0.06 | **−0.29 ± 0.03, worse** | **−0.29 ± 0.03, worse** | 11 s |" in text
+    assert "**plain**, against 16: worse: 8 (−0.293 dB); same configuration: 16 again." in text
+    assert "| 8 | 1,000 | +0.96 ± 0.06 | **−0.293 ± 0.029, worse** | **−0.293 ± 0.029, worse** | 11 s |" in text
     assert "| *16* | 1,000 | +1.25 ± 0.05 | – | – | 11 s |" in text
-    assert "against on: no difference: off." in text and "| +0.01 ± 0.03, no difference |" in text
+    assert "against on: no difference: off." in text and "| +0.013 ± 0.029, no difference |" in text
     assert "3 differences in PSNR are judged on this page" in text
     assert sorted(path.name for path in (tmp_path / "docs" / "out").iterdir()) == ["channels.svg", "matching.svg"]
 
@@ -249,7 +249,15 @@ def test_one_seed_makes_no_claim(tmp_path):
     answers = answer(grid, results_of(grid, NOWHERE, GAINS), NOWHERE)
     text = page(grid, answers, FACTS, "")
     assert "**No claim is made on this page**" in text
-    assert "| 8 | 1,000 | +0.90 | −0.30, no claim | −0.30, no claim | 10 s |" in text
+    assert "| 8 | 1,000 | +0.90 | −0.300, no claim | −0.300, no claim | 10 s |" in text
+
+
+def test_the_grid_of_the_documentation_is_one_that_resolves():
+    grid = read_grid(Path(__file__).parents[2] / "examples" / "ablations" / "blog.yaml", {})
+    points = grid.points(NOWHERE)
+    assert len(points) == 3 * len({point.id for point in points if point.seed == 0})
+    assert {point.base for point in points if ("histogram-matching", "not matched") in point.roles} == {"simulation"}
+    assert sum(point.needs_network for point in points) == 3 * 2
 
 
 def test_the_sweep_is_one_that_agents_can_run(tmp_path):
