@@ -185,6 +185,7 @@ class Bundle:
             region = place.series.patch.region
             say(f"{region}: real frames")
             checks = {
+                "wald": field.wald(resolver, place.series, place.normalization, dates),
                 "held_out_pass": field.held_out_pass(resolver, place.series, place.normalization, dates),
                 "consistency": field.consistency(resolver, place.series, place.normalization, dates),
                 "noise_gain": field.noise_gain(resolver, place.series, place.normalization, dates),

@@ -1,6 +1,7 @@
 """Super-resolve every clear date of the area: one cloud-optimised GeoTIFF a region and date, with STAC.
 
-Inputs: `patches/`, `masks/`, and the model bundle: `super_resolve.bundle`, or the `model/` of this run. Output:
+Inputs: `patches/`, `masks/`, and the model bundle: `super_resolve.bundle`, or the `model/` of this run, or else the
+bundle that comes with the project. Output:
 `products/<region>/<date>/{sr.tif,consistency.tif,quicklook.png,item.json}`, `collection.json`, `products.json`.
 A date that is there is kept. The network's input is normalised by the region's own clear pixels, so that a place the
 model has never seen needs no training.
@@ -21,11 +22,11 @@ import torch
 from components.stage import STAGES, Context, Result
 from sr_core import BANDS, REFLECTANCE_SCALE
 from sr_core.config import Config, SuperResolve
-from sr_core.errors import ArtifactError, DataError
+from sr_core.errors import DataError
 from sr_core.inference.dates import PatchDates, Target, find_targets
 from sr_core.inference.products import Provenance, index_entry, make_date
 from sr_core.inference.stac import write_collection, write_json
-from sr_core.models.bundle import WEIGHTS, SuperResolver, load_bundle
+from sr_core.models.bundle import SHIPPED, WEIGHTS, SuperResolver, load_bundle
 from sr_core.models.normalization import MIN_STD, Normalization
 from sr_core.patches import Patch, read_index
 from sr_core.progress import say, track
@@ -104,14 +105,10 @@ def work(context: Context) -> Result:
 
 
 def bundle_folder(context: Context) -> Path:
-    """The bundle that the configuration names, or the run's own. Raises `ArtifactError` where there is neither."""
+    """The bundle that the configuration names, or the run's own, or the one that comes with the project."""
     if context.config.super_resolve.bundle is not None:
         return context.config.super_resolve.bundle
-    if "train_hrn" in context.inputs:
-        return context.inputs["train_hrn"]
-    raise ArtifactError(
-        "super_resolve: found no model; set super_resolve.bundle to the folder of a bundle, or run train_hrn first"
-    )
+    return context.inputs.get("train_hrn", SHIPPED)
 
 
 def describe_bundle(resolver: SuperResolver, folder: Path, simulated: bool) -> Provenance:

@@ -7,6 +7,7 @@ use frames that real instruments delivered, each against bicubic interpolation a
   of the same pass;
 - `held_out_pass`: the model's 2.5 m image of one pass, sampled where the next pass lies (a fraction of a pixel beside),
   against that pass, which it has not seen;
+- `wald`: the protocol that does need an assumption, over the whole place, to be compared with published figures;
 - `consistency`: the image degraded back, against the frame that it was made from;
 - `noise_gain`: its fine detail on the flattest ground, where there is nothing but noise.
 """
@@ -26,11 +27,13 @@ from numpy.typing import NDArray
 
 from sr_core import BANDS, REFLECTANCE_SCALE, SCALE
 from sr_core.errors import DataError, SourceError
+from sr_core.evaluation.baselines import bicubic_latest, temporal_mean
 from sr_core.models.alignment import translate
 from sr_core.models.bundle import SuperResolver
 from sr_core.models.normalization import Normalization
 from sr_core.radiometry.resample import bicubic_upsample, degrade
 from sr_core.samples.frames import choose_frames
+from sr_core.samples.pairs import degrade_clear
 from sr_core.series import S2Series
 
 Image = NDArray[np.float32]
@@ -39,6 +42,8 @@ NIR = BANDS.index("nir")
 MAX_AGE_DAYS = 100
 MAX_CLOUD = 0.02
 """Frames cloudier than this are left out: judged is the image, not the mask."""
+MAX_WALD_CLOUD = 0.05
+WALD_MTF = 0.3
 BORDER_PX = 4
 """Pixels of 10 m at each side that are not judged."""
 MTFS = (0.15, 0.2, 0.25, 0.3, 0.35)
@@ -100,6 +105,36 @@ def held_out_pass(resolver: SuperResolver, series: S2Series, place: Normalizatio
         }
         rows.append({arm: max(_fitted_psnr(image, truth, seen) for image in images) for arm, images in arms.items()})
     return {"pairs": len(rows), "psnr": {arm: float(np.mean([row[arm] for row in rows])) for arm in rows[0]}}
+
+
+def wald(resolver: SuperResolver, series: S2Series, place: Normalization, most: int = 8) -> dict[str, Any]:
+    """Frames degraded to 40 m (MTF 0.3 at Nyquist), super-resolved to 10 m, against the real 10 m frame.
+
+    Of the latest `most` dates that are clear by 95 %, from as many clear frames as the model sees. Returns the mean
+    PSNR over dates, dB on reflectance over clear pixels inside the border, of `bicubic`, `temporal_mean` and `sr`.
+    """
+    enough = np.flatnonzero(series.clear.mean(axis=(1, 2)) >= 1.0 - MAX_WALD_CLOUD)
+    rows = []
+    for date in enough[-most:].tolist():
+        stack = _stack(series, date, MAX_WALD_CLOUD)
+        chosen = stack.dates[: resolver.frames]
+        degraded = [degrade_clear(series.bands[one], series.clear[one], WALD_MTF) for one in chosen]
+        frames = np.stack([np.moveaxis(image, -1, 0) for image, _ in degraded])
+        clear = np.stack([seen for _, seen in degraded])
+        shifts = stack.shifts[: resolver.frames] / np.float32(SCALE)
+        integers = frames.round().astype(np.uint16)
+        tensors = torch.from_numpy(integers.astype(np.float32) / REFLECTANCE_SCALE)[None], torch.from_numpy(clear)[None]
+        images = {
+            "bicubic": bicubic_latest(*tensors)[0].numpy(),
+            "temporal_mean": temporal_mean(*tensors)[0].numpy(),
+            "sr": resolver.predict(integers, clear, place, "float32", shifts),
+        }
+        truth = np.moveaxis(series.bands[date], -1, 0).astype(np.float32) / REFLECTANCE_SCALE
+        inner = (slice(BORDER_PX, -BORDER_PX), slice(BORDER_PX, -BORDER_PX))
+        seen = series.clear[date][inner]
+        rows.append({arm: _psnr(np.square(image - truth)[:, *inner][:, seen]) for arm, image in images.items()})
+    mean = {arm: float(np.mean([row[arm] for row in rows])) for arm in rows[0]} if rows else {}
+    return {"dates": len(rows), "psnr": mean}
 
 
 def consistency(resolver: SuperResolver, series: S2Series, place: Normalization, most: int = 8) -> dict[str, Any]:
@@ -206,7 +241,7 @@ def _at_20m(series: S2Series, b8a: NDArray[np.uint16]) -> S2Series:
     return replace(series, bands=bands, clear=clear, shifts=series.shifts / np.float32(2))
 
 
-def _stack(series: S2Series, target: int) -> Stack:
+def _stack(series: S2Series, target: int, max_cloud: float = MAX_CLOUD) -> Stack:
     """The frames of a target date, as `choose_frames` takes them, on the target's grid."""
     clearness = series.clear[: target + 1].mean(axis=(1, 2))
     dates = choose_frames(
@@ -215,7 +250,7 @@ def _stack(series: S2Series, target: int) -> Stack:
         series.timestamps[target],
         frames=16,
         max_age_days=MAX_AGE_DAYS,
-        max_cloud=MAX_CLOUD,
+        max_cloud=max_cloud,
     )
     return Stack(
         np.moveaxis(series.bands[dates], -1, 1),
@@ -269,7 +304,12 @@ def _fitted_psnr(image: Image, truth: Image, clear: NDArray[np.bool_]) -> float:
         x, y = band[inner][seen].astype(np.float64), wanted[inner][seen].astype(np.float64)
         gain = np.cov(x, y)[0, 1] / max(x.var(ddof=1), 1e-12)
         errors.append(((y - y.mean() - gain * (x - x.mean())) ** 2).mean())
-    return float(-10 * np.log10(max(float(np.mean(errors)), 1e-12)))
+    return _psnr(np.asarray(errors))
+
+
+def _psnr(squared: NDArray[np.floating]) -> float:
+    """dB, of squared differences of reflectance."""
+    return float(-10 * np.log10(max(float(squared.mean(dtype=np.float64)), 1e-12)))
 
 
 def _detail(image: NDArray[Any], side: int) -> NDArray[np.float64]:

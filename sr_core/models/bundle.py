@@ -31,6 +31,9 @@ NAME = "highresnet"
 VERSION = 2
 """Rises when old weights no longer fit the architecture or mean something else."""
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""The bundle that comes with the project; docs/model-card.md says what it is for."""
+
 Precision = Literal["float32", "bfloat16"]
 
 

@@ -11,7 +11,7 @@ import torch
 from sr_core import BANDS
 from sr_core.config import FilesSource
 from sr_core.errors import DataError, SourceError
-from sr_core.evaluation.field import consistency, cross_band, held_out_pass, noise_gain, read_20m
+from sr_core.evaluation.field import consistency, cross_band, held_out_pass, noise_gain, read_20m, wald
 from sr_core.models.bundle import SuperResolver
 from sr_core.models.highresnet import Estimate, HighResNet, bicubic
 from sr_core.models.normalization import Normalization
@@ -138,3 +138,20 @@ def test_bicubic_is_what_the_untrained_network_gives():
     image = untrained().predict(frames, found.clear[:2], PLACE)
     expected = bicubic(torch.from_numpy(frames[:1].astype(np.float32) / 10_000))[0]
     np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+def test_an_untrained_network_is_bicubic_by_walds_protocol_and_a_knowing_one_is_better():
+    passes, ground = series(side=64)
+    found = wald(untrained(), passes, PLACE)
+    assert found["dates"] == 6
+    assert found["psnr"]["sr"] == pytest.approx(found["psnr"]["bicubic"], abs=0.2)  # frames here are co-registered
+    real = passes.bands[0].transpose(2, 0, 1) / np.float32(10_000)
+    at_rest = replace(passes, bands=passes.bands[[0]], clear=passes.clear[[0]], timestamps=passes.timestamps[:1])
+    at_rest = replace(at_rest, shifts=passes.shifts[:1])
+    knowing = SuperResolver(Knowing(real).eval(), 4, {"bands": list(BANDS)})
+    assert wald(knowing, at_rest, PLACE)["psnr"]["sr"] > 60
+
+
+def test_walds_protocol_needs_a_clear_date():
+    passes, _ = series()
+    assert wald(untrained(), replace(passes, clear=np.zeros_like(passes.clear)), PLACE) == {"dates": 0, "psnr": {}}
