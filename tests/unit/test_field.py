@@ -141,7 +141,7 @@ def test_bicubic_is_what_the_untrained_network_gives():
 
 
 def test_an_untrained_network_is_bicubic_by_walds_protocol_and_a_knowing_one_is_better():
-    passes, ground = series(side=64)
+    passes, _ = series(side=64)
     found = wald(untrained(), passes, PLACE)
     assert found["dates"] == 6
     assert found["psnr"]["sr"] == pytest.approx(found["psnr"]["bicubic"], abs=0.2)  # frames here are co-registered
