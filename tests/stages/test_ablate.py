@@ -207,7 +207,7 @@ def test_one_point_says_what_is_wrong(done):
 
 
 def test_a_process_that_is_killed_is_seen(tmp_path):
-    tasks = [Task(name, end, (name,), tmp_path / name) for name in ("killed", "well", "exits")]
+    tasks = [Task(name, end, (name, tmp_path), tmp_path / name) for name in ("killed", "well", "exits")]
     assert {task.name: status for task, status in in_processes(tasks, 2)} == {
         "killed": -signal.SIGKILL,
         "well": 0,
@@ -216,9 +216,23 @@ def test_a_process_that_is_killed_is_seen(tmp_path):
     assert (tmp_path / "well").read_text() == "well\n"
 
 
-def end(how: str) -> None:
+def test_stopping_stops_the_processes(tmp_path):
+    tasks = [Task(name, end, (name, tmp_path), tmp_path / name) for name in ("sleeps", "waits for it")]
+    work = in_processes(tasks, 2)
+    assert next(work)[0].name == "waits for it"
+    work.close()
+    assert "told to stop" in (tmp_path / "sleeps").read_text()
+
+
+def end(how: str, folder: Path) -> None:
     print(how, flush=True)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "exits":
         sys.exit(3)
+    if how == "sleeps":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
+        (folder / "asleep").touch()
+        time.sleep(60)
+    while how == "waits for it" and not (folder / "asleep").exists():
+        time.sleep(0.01)
