@@ -112,12 +112,13 @@ class Bundle:
             device=device,
         )
 
-    def trials(self) -> tuple[SampleSet, dict[str, Normalization]]:
-        """Samples of every trial on every held-out ground, region `<region>/<trial>`, and their statistics."""
+    def trials(self, choosing: bool = False) -> tuple[SampleSet, dict[str, Normalization]]:
+        """Samples of every trial on every held-out ground, region `<region>/<trial>`, and their statistics; with
+        `choosing` only on the ground whose trials choose the weights."""
         sets, statistics = [], {}
         assert self.recipe.train_hrn.crop_px is not None
         for ground in self.recipe.ground:
-            if not ground.held_out:
+            if not ground.held_out or (choosing and not ground.chooses):
                 continue
             for series in _by_region(load_series(self.root(ground), ground.box)):
                 for trial in self.recipe.trials:
@@ -161,9 +162,10 @@ class Bundle:
         training = self._training_folder()
         workers = Workers()
         sampler = self.sampler(workers.device)
+        choosing, choosing_statistics = self.trials(choosing=True)
         samples, statistics = self.trials()
         say(f"{len(sampler.series)} series to train on; judged on {len(samples)} samples of {len(statistics)} trials")
-        trained = train(settings, sampler, samples, statistics, training, workers=workers)
+        trained = train(settings, sampler, choosing, choosing_statistics, training, workers=workers)
         lineage = self._lineage(sampler, trained.best_step)
         places = {series.region: series.place.to_json() for series in sampler.series}
         meta = {"frames": self.recipe.frames, "normalization": places, "lineage": lineage}

@@ -36,8 +36,9 @@ LIMITS = """\
 - No very-high-resolution image of another sensor was among the data that it was trained or judged on. Trials are made
   by Wald's protocol: frames are degraded through instruments that are known there.
 - The real series have fine images of 10 m, themselves blurred by the instrument; only a simulation has them at 2.5 m.
-- Of the weights that training passed through, those were kept that did best on the held-out trials: their figures are
-  therefore a little kind. The checks on real frames chose nothing within a training, but settings were tried on them.
+- Of the weights that training passed through, those were kept that did best on the held-out trials (but where the
+  ground "chose nothing"): their figures are therefore a little kind. The checks on real frames chose nothing within a
+  training, but settings were tried on them.
 - The held-out ground is small: its figures say how the model compares with bicubic interpolation there, not how it
   would do on average over the world."""
 
@@ -80,7 +81,7 @@ def model_card(description: Mapping[str, Any], scores: Mapping[str, Any], size: 
         _table(
             ("run", "source", "part of the samples", "ground"),
             [
-                (part["run"], part["source"], f"{share:.0%}" if share else "held out", _box(part["box"]))
+                (part["run"], part["source"], f"{share:.0%}" if share else _held_out(part), _box(part["box"]))
                 for part, share in zip(lineage["ground"], _shares(lineage["ground"]), strict=True)
             ],
         ),
@@ -119,6 +120,10 @@ def _network(architecture: Mapping[str, Any]) -> str:
 def _shares(ground: Sequence[Mapping[str, Any]]) -> list[float]:
     total = sum(part["weight"] for part in ground if not part["held_out"])
     return [0.0 if part["held_out"] else part["weight"] / total for part in ground]
+
+
+def _held_out(part: Mapping[str, Any]) -> str:
+    return "held out" if part.get("chooses", True) else "held out, chose nothing"
 
 
 def _box(box: Sequence[float] | None) -> str:

@@ -27,6 +27,9 @@ class Ground(Section):
     weight: float = Field(1.0, gt=0, description="share of the training samples, of any sum; shared by area inside")
     box: Box | None = Field(None, description="only this ground: xmin ymin xmax ymax in UTM metres")
     held_out: bool = Field(False, description="never trained on: the bundle is judged here")
+    chooses: bool = Field(
+        True, description="held-out ground only: its trials choose which weights of a training are kept"
+    )
 
 
 class Trial(Section):
@@ -51,6 +54,8 @@ class Recipe(Section):
     def _complete(self) -> Recipe:
         if all(ground.held_out for ground in self.ground) or not any(ground.held_out for ground in self.ground):
             raise ValueError("ground: expected some to train on and some that is `held_out: true` to judge on")
+        if not any(ground.held_out and ground.chooses for ground in self.ground):
+            raise ValueError("ground: expected some held-out ground that `chooses` the weights")
         if self.train_hrn.crop_px is None:
             raise ValueError("train_hrn.crop_px: missing; it is the side of a training sample, low-resolution pixels")
         idle = sorted(self.train_hrn.model_fields_set & set(IDLE))
