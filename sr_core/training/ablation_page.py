@@ -184,11 +184,8 @@ def _table(question: Answer) -> list[str]:
                 cells += ["failed" if found and found["failed"] else "–", "–", "–", "–"]
                 continue
             gain = found["gain"]["psnr"]
-            few = (
-                f" ({len(found['seeds'])} of {len(found['points'])} seeds)"
-                if len(found["seeds"]) < len(found["points"])
-                else ""
-            )
+            seeds, asked = len(found["seeds"]), len(found["points"])
+            few = f" ({seeds} of {asked} seeds)" if seeds < asked else ""
             cells.append(_signed(gain["mean"]) + (f" ± {gain['std']:.2f}" if gain["std"] is not None else "") + few)
             for metric in ("psnr", "cpsnr"):
                 cells.append("–" if reference else _difference_cell(found["difference"][metric]))
