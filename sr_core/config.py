@@ -216,7 +216,10 @@ class TrainHRN(Section):
         "latest", description="earlier frames in training: the latest ones, or random ones, clear ones more often"
     )
     max_latest_age_days: int = Field(
-        0, ge=0, le=60, description="a random frame at most this old (and at least the latest one) counts as the latest"
+        0,
+        ge=0,
+        le=60,
+        description="a random frame at most this old counts as the latest; 0: the latest, as Wald's protocol needs",
     )
     frame_dropout: Fraction = Field(0.2, description="share of earlier frames hidden at random in training")
     gain_augmentation: float = Field(0.05, ge=0, le=0.5, description="random radiometric gain of a sample, +-")

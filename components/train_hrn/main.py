@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from components.stage import STAGES, Context, Result, git_commit, torchrun_numbers, versions
 from sr_core.config import Config
 from sr_core.delineation.network import DESCRIPTION, WEIGHTS
+from sr_core.errors import ConfigError
 from sr_core.evaluation.evaluate import PICTURES, pictures
 from sr_core.models.bundle import SuperResolver, save_bundle
 from sr_core.models.highresnet import HighResNet
@@ -39,6 +40,10 @@ def work(context: Context) -> Result:
     """Train HighRes-Net and write the model bundle; of several processes the first alone writes."""
     settings = context.config.train_hrn
     workers = Workers(*torchrun_numbers())
+    if settings.processes not in (1, workers.world):
+        raise ConfigError(
+            f"train_hrn.processes: found {settings.processes}, but {workers.world} started; run train_hrn as a program"
+        )
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     statistics = read_places(context.inputs["normalize"])
