@@ -1,4 +1,4 @@
-# Every target sets up what it needs, and again only when pyproject.toml or constraints.txt changed.
+# Every target sets up what it needs, and again only when what is installed or compiled changed.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -11,7 +11,7 @@ SOURCES := sr_core components pipelines serving subpixel tests
 help:  ## this list
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py sr_core/models/winograd.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "Python 3.11, 3.12 or 3.13 is needed; found $$($(PYTHON) --version). Try: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "setting up $(VENV) (a few minutes the first time)"

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from sr_core import SCALE
 from sr_core.config import TrainHRN
+from sr_core.models.convolution import Conv3, Layers
 
 
 def masked_median(frames: Tensor, clear: Tensor) -> Tensor:
@@ -64,10 +65,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(Conv3(channels, channels), nn.PReLU(), Conv3(channels, channels), nn.PReLU())
+        self.body = Layers(Conv3(channels, channels), nn.PReLU(), Conv3(channels, channels), nn.PReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = x + self.body(x)
+        result: Tensor = self.body(x, skip=x)
         return result
 
 
@@ -97,7 +98,7 @@ class RecursiveFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(ResidualBlock(2 * channels), Conv3(2 * channels, channels), nn.PReLU())
+        self.body = Layers(ResidualBlock(2 * channels), Conv3(2 * channels, channels), nn.PReLU())
 
     def forward(self, features: Tensor, clear: Tensor) -> Tensor:
         """features (B,T,F,H,W) latest first, clear (B,T,H,W). Returns (B,F,H,W).
@@ -133,7 +134,7 @@ class AttentionFusion(nn.Module):
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.merge = nn.Sequential(Conv3(2 * channels, channels), nn.PReLU())
+        self.merge = Layers(Conv3(2 * channels, channels), nn.PReLU())
 
     def forward(self, features: Tensor, clear: Tensor) -> Tensor:
         """features (B,T,F,H,W) latest first, clear (B,T,H,W). Returns (B,F,H,W).
@@ -155,7 +156,7 @@ class AttentionFusion(nn.Module):
         value = self.value(flat).unflatten(0, (batch, count)).unflatten(2, heads)
         attended = (weight.to(value.dtype).unsqueeze(3) * value).sum(dim=1).flatten(1, 2)
         both = torch.cat([latest, attended], dim=1).contiguous(memory_format=torch.channels_last)
-        result: Tensor = latest + self.merge(both)
+        result: Tensor = self.merge(both, skip=latest)
         return result
 
 
@@ -250,7 +251,7 @@ class HighResNet(nn.Module):
         if uncertainty:
             last = Conv3(fine, bands)
             nn.init.constant_(cast(Tensor, last.bias), FIRST_LOG_SCALE)
-            self.spread = nn.Sequential(Conv3(fine, fine), nn.PReLU(), last)
+            self.spread = Layers(Conv3(fine, fine), nn.PReLU(), last)
             # added to the logarithm: what validation says the scales are wrong by
             self.register_buffer("calibration", torch.zeros(bands))
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -324,50 +325,3 @@ def phase(shifts: Tensor) -> Tensor:
     first = torch.stack([down.cos(), down.sin()], -1)
     second = torch.stack([across.cos(), across.sin()], -1)
     return torch.cat([first, second, (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)], dim=-1)
-
-
-class Conv3(nn.Conv2d):
-    """A 3 x 3 convolution that keeps height and width; edges are replicated, so that none is darkened.
-
-    PyTorch's own `padding_mode="replicate"` pads in float32 under autocast, which takes longer than the convolution.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        if not torch.is_autocast_enabled(kind):
-            return super().forward(replicate_edges(x))
-        x = x.to(torch.get_autocast_dtype(kind))
-        with torch.autocast(kind, enabled=False):
-            x = replicate_edges(x)
-        return super().forward(x)
-
-
-def replicate_edges(x: Tensor) -> Tensor:
-    """(N,C,H,W), channels last, with a pixel more at each side."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        result: Tensor = _ReplicatedEdges.apply(x)  # type: ignore[no-untyped-call]
-        return result
-    # as a volume of H x W x C, so that PyTorch keeps the channels last on every device
-    volume = F.pad(x.permute(0, 2, 3, 1).unsqueeze(1), (0, 0, 1, 1, 1, 1), mode="replicate")
-    return volume.squeeze(1).permute(0, 3, 1, 2)
-
-
-class _ReplicatedEdges(torch.autograd.Function):
-    """With a gradient of its own: PyTorch's adds atomically on a GPU, in an order that is never the same."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return replicate_edges(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        inner = gradient[:, :, 1:-1, 1:-1].clone(memory_format=torch.channels_last)
-        for edge in (0, -1):
-            inner[:, :, edge] += gradient[:, :, edge, 1:-1]
-            inner[:, :, :, edge] += gradient[:, :, 1:-1, edge]
-            for corner in (0, -1):
-                inner[:, :, edge, corner] += gradient[:, :, edge, corner]
-        return inner
