@@ -77,7 +77,9 @@ def train(
     optimizer = torch.optim.AdamW(weights, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     course = Course(model, objective, optimizer, average, best=copy.deepcopy(average))
     course.restore(workers.told(read_checkpoint(folder) if workers.first else None))
-    network = torch.compile(model) if settings.compile else model
+    if settings.compile:
+        for part in model.children():
+            part.compile()  # in place: the weights keep their names
     if workers.first:
         course.write_metrics(folder)
     if device.type == "cuda" and not batches.batch(course.step).lr.is_cuda:
@@ -90,7 +92,7 @@ def train(
             batch = batches.batch(step - 1).part(workers.rank, workers.world).to(device)
             scene = scene_of(batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                estimate = network(scene.frames, scene.clear, batch.shift)
+                estimate = model(scene.frames, scene.clear, batch.shift)
             losses, terms = objective(estimate, scene)
             loss = losses.mean()
             optimizer.zero_grad()
@@ -133,9 +135,9 @@ def train(
                 break
             if logging:
                 lap, lap_step = time.monotonic(), step
-    model.eval().load_state_dict(course.best.state_dict())
-    coverage = judge.calibrate(model) if judge is not None else {}
-    return Trained(model.cpu(), course.best_step, course.scores | coverage)
+    best = copy.deepcopy(course.best)
+    coverage = judge.calibrate(best) if judge is not None else {}
+    return Trained(best.cpu(), course.best_step, course.scores | coverage)
 
 
 def learning_rate(settings: TrainHRN, step: int) -> float:

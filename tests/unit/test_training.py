@@ -227,6 +227,20 @@ def test_without_validation_samples_the_last_weights_win(tmp_path):
     assert result.best_step == 10 and result.scores == {}
 
 
+def test_a_compiled_network_learns_the_same_and_leaves_plain_weights(tmp_path, monkeypatch):
+    compile_part = torch.nn.Module.compile
+    # traced, but not given to a C++ compiler, which would take minutes
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: compile_part(part, backend="eager"))
+    results = []
+    for name, chosen in (("plain", settings(steps=10)), ("compiled", settings(steps=10, compile=True))):
+        (tmp_path / name).mkdir()
+        results.append(train(chosen, batches(chosen), sample_set(2, seed=50), PLACES, tmp_path / name))
+    plain, compiled = (result.model.state_dict() for result in results)
+    assert plain.keys() == compiled.keys() == torch.load(tmp_path / "compiled" / "checkpoint.pt")["model"].keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-5)
+
+
 def test_uncertainty_is_calibrated_on_validation_once(tmp_path):
     unsure = settings(uncertainty=True)
     validation = sample_set(3, seed=50)
