@@ -196,3 +196,10 @@ def test_batches_made_ahead_are_the_same_and_their_errors_are_heard():
 
     with pytest.raises(BrokenError):
         Ahead(Broken(sample_set(), PLACES, TrainHRN()), torch.device("cpu")).batch(0)
+
+
+def test_samples_that_would_fill_an_accelerator_stay_where_they_are(monkeypatch):
+    samples = sample_set()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 80_000))
+    assert samples.near(torch.device("cuda")) is samples
+    assert torch.equal(samples.to(torch.device("cpu")).lr, samples.lr)
