@@ -124,12 +124,14 @@ def ablate(
     failed = 0
     if not dry:
         # a scheduler's SIGTERM stops the run as Ctrl-C does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             failed = work_off(ablation, jobs, only)
         except KeyboardInterrupt:
             console.print("[yellow]stopped[/yellow]: run the same command again to continue")
             raise typer.Exit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
     options = (("--only", only), ("--write", page and os.path.relpath(page)))
     said = [*command, *(str(word) for option in options if option[1] for word in option)]
     report(ablation, " ".join(said), page, only)
