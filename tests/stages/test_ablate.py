@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(done, tmp_path):
     command = [sys.executable, "-m", "subpixel.cli", "ablate", str(tmp_path / "grid.yaml"), "--only", "blocks"]
     command += ["--out", str(tmp_path / "out"), "--jobs", "2"]
     process = subprocess.Popen(command, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not (when_written(tmp_path) and len(list(tmp_path.glob("out/points/*/model/checkpoint.pt"))) > 1):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
