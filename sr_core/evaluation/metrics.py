@@ -36,19 +36,32 @@ def cpsnr(sr: Tensor, hr: Tensor, clear: Tensor, max_shift: int = 3) -> Tensor:
     Super-resolution of PROBA-V images using convolutional neural networks, 2019 (there for one band).
     """
     rows, columns = sr.shape[-2] - 2 * max_shift, sr.shape[-1] - 2 * max_shift
-    inner = sr[..., max_shift : max_shift + rows, max_shift : max_shift + columns]
-    scores = []
-    for down in range(2 * max_shift + 1):
-        for across in range(2 * max_shift + 1):
-            window = (..., slice(down, down + rows), slice(across, across + columns))
-            weight = clear[window].unsqueeze(1)
-            pixels = weight.sum(dim=(2, 3), keepdim=True)
-            difference = torch.where(weight > 0.5, hr[window] - inner, 0.0)
-            bias = difference.sum(dim=(2, 3), keepdim=True) / pixels
-            scores.append(decibel(_clear_mean((difference - bias).square(), clear[window])))
-    # a window without a clear pixel is NaN and must not win
-    best = torch.stack(scores).nan_to_num(nan=-torch.inf).amax(dim=0)
-    return torch.where(best.isinf(), torch.nan, best)
+    inner = sr[..., max_shift : max_shift + rows, max_shift : max_shift + columns].double()
+    unknown = ~inner.isfinite().all(dim=1, keepdim=True)
+    inner = inner.where(~unknown, 0.0)
+    weight = (clear.unsqueeze(1) > 0.5).double()
+    truth = torch.where(weight > 0, hr.double(), 0.0)
+    # sums over all shifted windows at once, as correlations; in double, for they are differences of large sums
+    everywhere = torch.ones_like(inner[:, :1])
+    pixels = _windows(weight, everywhere, max_shift)
+    excess = _windows(truth, everywhere, max_shift) - _windows(weight, inner, max_shift)
+    squares = _windows(truth.square(), everywhere, max_shift) + _windows(weight, inner.square(), max_shift)
+    errors = squares - 2.0 * _windows(truth, inner, max_shift) - excess.square() / pixels.clamp(min=1.0)
+    mean = errors.sum(dim=1) / (pixels[:, 0] * sr.shape[1])
+    # a window without a clear pixel, or in which one meets nothing, must not win
+    judged = (pixels[:, 0] > 0) & (_windows(weight, unknown.double(), max_shift)[:, 0] == 0)
+    best = torch.where(judged, mean, torch.inf).flatten(1).amin(dim=1)
+    return torch.where(best.isinf(), torch.nan, decibel(best)).to(sr.dtype)
+
+
+def _windows(image: Tensor, inner: Tensor, max_shift: int) -> Tensor:
+    """Sum over pixels of `inner` times the window of `image` at each shift, (B,C,2 * max_shift + 1, the same)."""
+    size = image.shape[-2:]
+    product = torch.fft.rfft2(image) * torch.fft.rfft2(inner, s=size).conj()
+    shifts = slice(2 * max_shift + 1)
+    # whole sums of zeros and ones come out whole but for rounding
+    found = torch.fft.irfft2(product, s=size)[..., shifts, shifts]
+    return torch.where(found.abs() < 1e-6, 0.0, found)
 
 
 def ssim(sr: Tensor, hr: Tensor, clear: Tensor) -> Tensor:
