@@ -46,7 +46,7 @@ STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.E
 """Faults of the place that is written to, not of the program: said without a traceback."""
 TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 """Variables by which torchrun numbers the processes that it starts."""
-SOURCE_SUFFIXES = {".py", ".j2", ".css", ".js"}
+SOURCE_SUFFIXES = {".py", ".cpp", ".j2", ".css", ".js"}
 
 
 @dataclass(frozen=True)
