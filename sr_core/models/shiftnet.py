@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-WIDTHS = (24, 48, 48)
+WIDTHS = (16, 32, 32)
 """Channels of the levels, each at half the resolution of the one before it."""
 
 
@@ -14,10 +14,15 @@ class ShiftNet(nn.Module):
 
     Pairs of convolutions and a maximum pool a level, as in HomographyNet (DeTone et al., Deep image homography
     estimation, 2016), which Deudon et al. 2020 (HighRes-net) train beside the super-resolution network. What differs:
-    the fully connected layer, which ties 19 to 34 million weights to one image size, is the mean over all places of
-    every level; there is no batch normalisation, so that a sample's shift does not depend on its batch, the pair is
-    scaled to unit contrast instead; and GELU, curved at zero where ReLU is not, learns in a third of the steps the
-    product of gradient and difference that a shift is. The last layer starts at zero: no shift.
+
+    - the fully connected layer, which ties 19 to 34 million weights to one image size, is the mean over all places of
+      every level;
+    - the pair is seen in both orders and the difference is taken: exchanged images move the other way and equal ones
+      not at all, whatever the weights, so that training cannot run into the bound for all samples at once;
+    - no batch normalisation: a sample's shift does not depend on its batch. The pair is scaled to unit contrast;
+    - GELU, curved at zero where ReLU is not, learns the product of gradient and difference, which a shift is, sooner.
+
+    The last layer starts at zero: no shift.
     """
 
     def __init__(self, bands: int, radius: float) -> None:
@@ -33,9 +38,8 @@ class ShiftNet(nn.Module):
                 layers += [convolution, nn.GELU()]
             self.levels.append(nn.Sequential(*layers))
             inputs = width
-        self.head = nn.Linear(sum(WIDTHS), 2)
+        self.head = nn.Linear(sum(WIDTHS), 2, bias=False)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, sr: Tensor, hr: Tensor, clear: Tensor) -> Tensor:
         """sr, hr (B,C,H,W) in any unit, clear (B,H,W) with 0 or 1; at least 8 pixels a side. Returns (B,2).
@@ -47,10 +51,12 @@ class ShiftNet(nn.Module):
         hr = torch.where((clear > 0.5).unsqueeze(1), hr, sr)
         mean = torch.cat([sr, hr], dim=2).mean(dim=(2, 3), keepdim=True)  # of each band
         pair = torch.cat([sr - mean, hr - mean], dim=1)
-        x = pair / pair.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+        pair = pair / pair.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+        x = torch.cat([pair, pair.roll(sr.shape[1], dims=1)])
         means = []
         for level in self.levels:
             x = level(x)
             means.append(x.mean(dim=(2, 3)))
-        result: Tensor = self.radius * torch.tanh(self.head(torch.cat(means, dim=1)))
+        there, back = torch.cat(means, dim=1).chunk(2)
+        result: Tensor = self.radius * torch.tanh(self.head(there - back))
         return result
