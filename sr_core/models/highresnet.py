@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, phases: Tensor) -> Tensor:
         gain, offset = self.phase(phases)[:, :, None, None].chunk(2, dim=1)
-        result: Tensor = self.body(self.enter(x) * (1 + gain) + offset)
+        result: Tensor = self.body(torch.addcmul(offset, self.enter(x), 1 + gain))
         return result
 
 
@@ -106,15 +106,15 @@ class RecursiveFusion(nn.Module):
         An earlier pixel that is not clear adds exactly nothing. Permuting the earlier frames permutes who
         meets whom in the recursion, so the result is close but not equal; only padding leaves it unchanged.
         """
-        clear = clear.unsqueeze(2)
+        clear = clear.unsqueeze(2).to(features.dtype)
         while features.shape[1] > 1:
             pairs = features.shape[1] // 2
             later, earlier = features[:, 0 : 2 * pairs : 2], features[:, 1 : 2 * pairs : 2]
             later_clear, earlier_clear = clear[:, 0 : 2 * pairs : 2], clear[:, 1 : 2 * pairs : 2]
-            both = torch.cat([later, earlier], dim=2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            merged = later + earlier_clear * self.body(both).unflatten(0, (features.shape[0], pairs))
-            features = torch.cat([merged, features[:, 2 * pairs :]], dim=1)
-            clear = torch.cat([torch.maximum(later_clear, earlier_clear), clear[:, 2 * pairs :]], dim=1)
+            merged = self.body(side_by_side(later, earlier)).unflatten(0, (features.shape[0], pairs))
+            odd = slice(2 * pairs, None)
+            features = _append(torch.addcmul(later, earlier_clear, merged), features[:, odd])
+            clear = _append(torch.maximum(later_clear, earlier_clear), clear[:, odd])
         return features[:, 0]
 
 
@@ -155,8 +155,7 @@ class AttentionFusion(nn.Module):
         weight = likeness.masked_fill(~(usable | (nowhere & first)), -torch.inf).softmax(dim=1)
         value = self.value(flat).unflatten(0, (batch, count)).unflatten(2, heads)
         attended = (weight.to(value.dtype).unsqueeze(3) * value).sum(dim=1).flatten(1, 2)
-        both = torch.cat([latest, attended], dim=1).contiguous(memory_format=torch.channels_last)
-        result: Tensor = self.merge(both, skip=latest)
+        result: Tensor = self.merge(side_by_side(latest, attended), skip=latest)
         return result
 
 
@@ -325,3 +324,13 @@ def phase(shifts: Tensor) -> Tensor:
     first = torch.stack([down.cos(), down.sin()], -1)
     second = torch.stack([across.cos(), across.sin()], -1)
     return torch.cat([first, second, (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)], dim=-1)
+
+
+def side_by_side(first: Tensor, second: Tensor) -> Tensor:
+    """The channels of both (..., C, H, W) as images (N,2C,H,W), channels last, copied once."""
+    both = torch.cat([first.movedim(-3, -1), second.movedim(-3, -1)], dim=-1)
+    return both.flatten(0, -4).movedim(-1, -3)
+
+
+def _append(frames: Tensor, rest: Tensor) -> Tensor:
+    return torch.cat([frames, rest], dim=1) if rest.shape[1] else frames

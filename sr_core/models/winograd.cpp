@@ -32,6 +32,7 @@ using Vector = __m512;
 constexpr int64_t LANES = 16, TILE = 4, PATCH = 6, POSITIONS = PATCH * PATCH;
 constexpr int64_t BLOCK = 32;  // tiles that are transformed and multiplied together: their transforms stay in the cache
 constexpr int64_t ROWS = 4;    // of a register block of the matrix product
+constexpr int64_t APART = 32;  // more between positions, so that they do not all fall on the same lines of the cache
 constexpr float A = 0.75f, B = 1.5f, A2 = A * A, B2 = B * B, A3 = A2 * A, B3 = B2 * B;
 
 struct Free {
@@ -174,7 +175,7 @@ struct Place {
           row(tile / shape.tiles_across() % shape.tiles_down() * TILE), column(tile % shape.tiles_across() * TILE) {}
 };
 
-// The inputs around tile `t` of a block into `v`, (POSITIONS, BLOCK, inputs).
+// The inputs around tile `t` of a block into `v`, (POSITIONS, BLOCK * inputs + APART).
 template <class T>
 void gather(const Shape &shape, Place place, const T *x, const T *zeros, T *v, int64_t t) {
     const T *pixels[PATCH][PATCH];
@@ -196,7 +197,8 @@ void gather(const Shape &shape, Place place, const T *x, const T *zeros, T *v, i
         for (int64_t j = 0; j < PATCH; ++j) {
             for (int64_t i = 0; i < PATCH; ++i) line[i] = rows[i][j];
             transform_input(line, values);
-            for (int64_t i = 0; i < PATCH; ++i) store(v + ((i * PATCH + j) * BLOCK + t) * shape.inputs + c, values[i]);
+            for (int64_t i = 0; i < PATCH; ++i)
+                store(v + (i * PATCH + j) * (BLOCK * shape.inputs + APART) + t * shape.inputs + c, values[i]);
         }
     }
 }
@@ -207,14 +209,14 @@ template <class T> struct Finish {
     T *before, *y;
 };
 
-// Products of tile `t`, m (POSITIONS, BLOCK, LANES * WIDTH), to its outputs from channel `first` on.
+// Products of tile `t`, m (POSITIONS, BLOCK * LANES * WIDTH + APART), to its outputs from channel `first` on.
 template <class T, int WIDTH>
 void scatter(const Shape &shape, Place place, const float *m, int64_t t, const Finish<T> &finish, int64_t first) {
     for (int64_t k = 0; k < LANES * WIDTH; k += LANES) {
         Vector columns[TILE][PATCH], line[PATCH], values[TILE];
         for (int64_t j = 0; j < PATCH; ++j) {
             for (int64_t i = 0; i < PATCH; ++i)
-                line[i] = load(m + ((i * PATCH + j) * BLOCK + t) * LANES * WIDTH + k);
+                line[i] = load(m + (i * PATCH + j) * (BLOCK * LANES * WIDTH + APART) + t * LANES * WIDTH + k);
             transform_output(line, values);
             for (int64_t i = 0; i < TILE; ++i) columns[i][j] = values[i];
         }
@@ -237,15 +239,16 @@ void scatter(const Shape &shape, Place place, const float *m, int64_t t, const F
 }
 
 template <class T, int WIDTH> void convolve(const Shape &shape, const T *x, const T *u, const Finish<T> &finish) {
-    constexpr int64_t GROUP = LANES * WIDTH;
+    constexpr int64_t GROUP = LANES * WIDTH, PRODUCTS = BLOCK * GROUP + APART;
+    const int64_t values = BLOCK * shape.inputs + APART;
     const int64_t blocks = (shape.tiles() + BLOCK - 1) / BLOCK;
 #pragma omp parallel if (blocks > 1)
     {
-        const auto v = buffer<T>(POSITIONS * BLOCK * shape.inputs);
-        const auto m = buffer<float>(POSITIONS * BLOCK * GROUP);
+        const auto v = buffer<T>(POSITIONS * values);
+        const auto m = buffer<float>(POSITIONS * PRODUCTS);
         const auto zeros = buffer<T>(shape.inputs);
         std::fill_n(zeros.get(), shape.inputs, T());
-        std::fill_n(v.get(), POSITIONS * BLOCK * shape.inputs, T());  // rows without a tile are multiplied as well
+        std::fill_n(v.get(), POSITIONS * values, T());  // rows without a tile are multiplied as well
 #pragma omp for schedule(dynamic)
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t first = block * BLOCK, count = std::min(BLOCK, shape.tiles() - first);
@@ -256,10 +259,10 @@ template <class T, int WIDTH> void convolve(const Shape &shape, const T *x, cons
                         Vector sums[ROWS][WIDTH];
                         for (auto &row : sums) std::fill_n(row, WIDTH, zero());
                         const T *weights = u + (position * shape.outputs + k) * shape.inputs;
-                        multiply_add<WIDTH>(sums, &v[(position * BLOCK + t) * shape.inputs], weights, shape.inputs);
+                        multiply_add<WIDTH>(sums, &v[position * values + t * shape.inputs], weights, shape.inputs);
                         for (int64_t row = 0; row < ROWS; ++row)
                             for (int64_t n = 0; n < WIDTH; ++n)
-                                store(&m[(position * BLOCK + t + row) * GROUP + n * LANES], sums[row][n]);
+                                store(&m[position * PRODUCTS + (t + row) * GROUP + n * LANES], sums[row][n]);
                     }
                 for (int64_t t = 0; t < count; ++t)
                     scatter<T, WIDTH>(shape, {shape, first + t}, m.get(), t, finish, k);

@@ -7,18 +7,22 @@ machine does falls on all of them; only ratios of one run mean something. `pytho
 from __future__ import annotations
 
 import copy
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sr_core import BANDS, SCALE
 from sr_core.config import TrainHRN
+from sr_core.models import winograd
 from sr_core.models.highresnet import Estimate, HighResNet
 from sr_core.training.loop import follow
 from sr_core.training.objective import Objective, Scene
@@ -79,6 +83,21 @@ class Times:
         return "\n".join(lines)
 
 
+def without_library(device: torch.device, works: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """The same with PyTorch's convolutions; nothing where they are what is used anyway."""
+
+    def plain(work: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            with mock.patch.object(winograd, "supported", lambda dtype: False):
+                return work()
+
+        return run
+
+    if device.type != "cpu" or not winograd.supported(torch.float32):
+        return {}
+    return {f"{name}, without the compiled convolutions": plain(work) for name, work in works.items()}
+
+
 def take_turns(works: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Times:
     """Time all works in turn, `rounds` times after two to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -115,6 +134,7 @@ def inference(size: Size, device: torch.device, rounds: int) -> str:
         NAIVE: plain,
         "ours, float32": estimate(ours, False),
         "ours, bfloat16": estimate(ours, True),
+        **without_library(device, {"ours, bfloat16": estimate(ours, True)}),
         f"another network: the default one ({described(default)}), bfloat16": estimate(default, True),
     }
     table = take_turns(works, rounds, device).table("inference")
@@ -139,6 +159,7 @@ def training(size: Size, device: torch.device, rounds: int) -> str:
         NAIVE: lambda: naive.step(scene.frames, valid, scene.hr),
         "ours, float32": lambda: float32.step(scene),
         "ours, bfloat16": lambda: bfloat16.step(scene),
+        **without_library(device, {"ours, bfloat16": lambda: bfloat16.step(scene)}),
         f"another network: the default one ({described(default.model)}), bfloat16": lambda: default.step(scene),
     }
     return take_turns(works, rounds, device).table("training step")
@@ -195,10 +216,9 @@ def accelerator(size: Size, device: torch.device, rounds: int) -> str:
 
 def forward_operations(model: HighResNet, size: Size, device: torch.device) -> float:
     """Floating-point operations of a forward pass, as PyTorch counts them: convolutions and matrix products."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     scene = size.scene(device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    plain = mock.patch.object(winograd, "supported", lambda dtype: False)  # whose operations are not counted
+    with plain, torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(scene.frames, scene.clear, torch.zeros(*scene.clear.shape[:2], 2, device=device))
     return float(counter.get_total_flops())
 
@@ -244,7 +264,11 @@ def machine(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
     known = next((name for flag, name in kinds.items() if flag in flags), platform.machine())
-    return f"{torch.get_num_threads()} CPU threads, {known}, PyTorch {torch.__version__}"
+    compiled = "with" if winograd.supported(torch.float32) else "without"
+    return (
+        f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, {known}, PyTorch {torch.__version__},"
+        f" {compiled} the compiled convolutions"
+    )
 
 
 def _wait(device: torch.device) -> None:
