@@ -254,7 +254,7 @@ def working_folder(store: Storage) -> Iterator[Path]:
     """The local folder that a stage works in: the root itself, or a temporary one beside S3."""
     if store.local is not None:
         store.local.mkdir(parents=True, exist_ok=True)
-        yield store.local
+        yield store.local.resolve()  # Great Expectations knows no relative paths
         return
     with tempfile.TemporaryDirectory(prefix="subpixel-") as folder:
         yield Path(folder)

@@ -284,3 +284,10 @@ def test_a_stage_that_fails_shows_nothing_on_s3(s3: S3Server) -> None:
     with pytest.raises(ValueError, match="in the middle"):
         runtime.run(Improvised("download", "patches", (), work=fail), small_config(), f"s3://{BUCKET}/run")
     assert list(storage_for(f"s3://{BUCKET}/run").names()) == []
+
+
+def test_a_stage_works_in_an_absolute_folder_whatever_it_was_given(tmp_path, monkeypatch):
+    """Great Expectations knows no relative paths."""
+    monkeypatch.chdir(tmp_path)
+    with runtime.working_folder(storage_for("run")) as folder:
+        assert folder.is_absolute() and folder == tmp_path.resolve() / "run"
