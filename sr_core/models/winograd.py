@@ -49,7 +49,7 @@ def convolve(
 
     x (N,C,H,W), float32 or bfloat16; weight (K,C,3,3), bias (K) and slope (1) float32; skip and the result (N,K,H,W) as
     x. Into `before`, of the same shape and channels last, goes what PReLU was given. In bfloat16 the error is about
-    three times that of a direct convolution, whose sums are as exact but whose inputs are rounded once less.
+    three times that of a direct convolution: the sums are as exact, but what is multiplied is rounded once more.
     """
     return _convolve(x, weight, bias, slope, skip, before, border=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,24 +30,32 @@ everything that runs the network, in training and in inference. Without them, Py
 """
 
 
-def page() -> str:
+def parts() -> Iterator[str]:
+    """The page, piece by piece as it is measured."""
     torch.set_num_threads(CPU_THREADS)
     cpu = torch.device("cpu")
-    parts = [INTRODUCTION, f"## CPU: {machine(cpu)}", inference(Size(), cpu, rounds=7), training(Size(), cpu, rounds=5)]
-    parts += ["## Windows of a product, CPU", ratios_of_inference()]
-    if torch.cuda.is_available():
-        card = torch.device("cuda")
-        parts += [f"## GPU: {machine(card)}", inference(Size(), card, rounds=20), training(Size(), card, rounds=20)]
-        parts += [accelerator(Size(batch=JOB_BATCH), card, rounds=20)]
-    else:
+    yield INTRODUCTION.strip()
+    yield f"## CPU: {machine(cpu)}"
+    yield inference(Size(), cpu, rounds=7)
+    yield training(Size(), cpu, rounds=5)
+    yield "## Windows of a product, CPU"
+    yield ratios_of_inference()
+    if not torch.cuda.is_available():
         accelerator(TINY, cpu, rounds=2)  # so that the code is known to run
-        parts += ["## GPU", "Not measured: no GPU was there."]
-    return "\n\n".join(parts) + "\n"
+        yield "## GPU\n\nNot measured: no GPU was there."
+        return
+    card = torch.device("cuda")
+    yield f"## GPU: {machine(card)}"
+    yield inference(Size(), card, rounds=20)
+    yield training(Size(), card, rounds=20)
+    yield accelerator(Size(batch=JOB_BATCH), card, rounds=20)
 
 
 if __name__ == "__main__":
-    text = page()
-    print(text)
+    page = []
+    for part in parts():
+        print(part, end="\n\n", flush=True)
+        page.append(part)
     for path in map(Path, sys.argv[1:]):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text("\n\n".join(page) + "\n", encoding="utf-8")
