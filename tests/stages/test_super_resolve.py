@@ -17,8 +17,8 @@ from components.download.main import STAGE as DOWNLOAD
 from components.stage import run
 from components.super_resolve.main import STAGE
 from sr_core.config import Config, parse_config
-from sr_core.errors import ArtifactError, DataError
-from sr_core.models.bundle import load_bundle, save_bundle
+from sr_core.errors import DataError
+from sr_core.models.bundle import SHIPPED, load_bundle, save_bundle
 from sr_core.models.highresnet import HighResNet
 from sr_core.patches import load_part, part_path, read_index, save_part
 from sr_core.series import load_s2
@@ -130,9 +130,12 @@ def test_another_bundle_makes_other_products(root: Path, bundle: Path, tmp_path:
     assert model["bundle_key"] != "0123abcd"
 
 
-def test_without_a_model_it_says_what_to_do(root: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"found no model; set super_resolve\.bundle .* or run train_hrn first"):
-        run(STAGE, config(), str(root))
+def test_without_a_model_of_the_run_the_shipped_bundle_is_used(root: Path) -> None:
+    record = run(STAGE, config(max_dates=1), str(root))
+    assert record["counts"]["products"] == 1
+    model = json.loads((root / "products" / "products.json").read_text())["model"]
+    assert model["bundle_key"] == load_bundle(SHIPPED).description["lineage"]["key"]
+    assert model["trained_gsd_m"] == 10.0
 
 
 def test_dates_that_are_not_clear_are_named(root: Path, bundle: Path) -> None:
