@@ -1,6 +1,6 @@
 """A patch in windows: each is read with as much of its surroundings as the network looks at.
 
-The result is that of the whole patch at once, whatever the window's size; only the memory differs.
+The result is that of the whole patch at once (to rounding), whatever the window's size; only the memory differs.
 """
 
 from __future__ import annotations
