@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +26,9 @@ class Section(BaseModel):
     """A part of the configuration: frozen, and closed to keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class Area(Section):
@@ -224,7 +227,7 @@ class TrainHRN(Section):
     frame_dropout: Fraction = Field(0.2, description="share of earlier frames hidden at random in training")
     gain_augmentation: float = Field(0.05, ge=0, le=0.5, description="random radiometric gain of a sample, +-")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the network's arithmetic in training")
-    compile: bool = Field(False, description="compile the network with torch.compile; pays off in long trainings")
+    compile: bool = Field(False, description="compile the network with torch.compile; on CPUs it has not paid off")
     validate_every: int = Field(50, ge=1, description="steps between validations and checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; none: as many as cores")
     processes: int = Field(
@@ -314,20 +317,34 @@ def load_config(path: Path, environment: Mapping[str, str] | None = None) -> Con
 
     Raises `ConfigError` with every problem found.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"configuration {path}: cannot be read: {error.strerror}") from error
-    text = _substitute(text, environment or {}, path)
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path}: not valid YAML: {error}") from error
+    raw = read_yaml(path, "configuration", lambda text: _substitute(text, environment or {}, path))
     if not isinstance(raw, dict):
         raise ConfigError(
             f"configuration {path}: expected sections (`name:`, `source:`, ...), found {type(raw).__name__}"
         )
     return resolve_paths(parse_config(raw, str(path)), path.resolve().parent)
+
+
+def read_yaml(path: Path, what: str, change: Callable[[str], str] = str) -> Any:
+    """What a YAML file holds, its text `change`d first. Raises `ConfigError` that calls the file a `what`."""
+    try:
+        return yaml.safe_load(change(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} {path}: not valid YAML: {error}") from error
+
+
+def validated(kind: type[S], raw: Any, origin: str) -> S:
+    """A section from plain data, not a whole configuration. Raises `ConfigError` with every problem."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        problems = [
+            f"  - `{'.'.join(map(str, item['loc'])) or '(top level)'}`: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
+        raise ConfigError(f"{origin}:\n" + "\n".join(problems)) from None
 
 
 def parse_config(raw: Mapping[str, Any], origin: str = "configuration") -> Config:

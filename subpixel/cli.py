@@ -104,7 +104,7 @@ def ablate(
     from subpixel.ablate import Ablation, report, work_off, write_sweep
 
     loaded = read_grid(grid, os.environ)
-    folder = (out or Path("artifacts/ablate") / loaded.file.name).resolve()
+    folder = here(out or Path("artifacts/ablate") / loaded.file.name)
     ablation = Ablation(loaded, folder)
     command = ["subpixel", "ablate", os.path.relpath(grid)]
     if sweep is not None:
@@ -187,6 +187,15 @@ def _show_result(name: str, root: str) -> None:
         console.print(f"{label + ':':<9} {root}/{place}", markup=False)
 
 
+def here(folder: Path) -> Path:
+    """The folder, absolute. Raises `typer.BadParameter` for a place in S3: links and locks need a file system."""
+    if folder.parts[0] == "s3:":
+        raise typer.BadParameter(
+            f"found {folder.parts[0]}//..., expected a folder of a file system", param_hint="--out"
+        )
+    return folder.resolve()
+
+
 @app.command()
 def bundle(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see examples/bundle/recipe.yaml.")],
@@ -215,7 +224,7 @@ def bundle(
 
     pairs = dict(change.split("=", 1) if "=" in change else (change, "") for change in changes or ())
     loaded = load_recipe(recipe, {key: yaml.safe_load(value) for key, value in pairs.items()})
-    folder = (out or Path("artifacts") / loaded.name).resolve()
+    folder = here(out or Path("artifacts") / loaded.name)
     made = Bundle(loaded, folder, runs.resolve() if runs else folder / "runs")
     with only_run(str(folder)):
         try:

@@ -23,11 +23,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from scipy.stats import t as student
 
-from sr_core.config import Config, Section, load_config, parse_config, resolve_paths
+from sr_core.config import Config, Section, load_config, parse_config, read_yaml, resolve_paths, validated
 from sr_core.errors import ConfigError
 
 NETWORK = "${perceptual_from}"
@@ -226,20 +225,7 @@ class Grid:
 def read_grid(path: Path, environment: Mapping[str, str] | None = None) -> Grid:
     """Read a grid file and its bases. Raises `ConfigError` with every problem found."""
     path = path.resolve()
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"grid {path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"grid {path}: not valid YAML: {error}") from error
-    try:
-        file = GridFile.model_validate(raw)
-    except ValidationError as error:
-        problems = [
-            f"  - `{'.'.join(map(str, item['loc'])) or '(top level)'}`: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise ConfigError(f"grid {path}:\n" + "\n".join(problems)) from None
+    file = validated(GridFile, read_yaml(path, "grid"), f"grid {path}")
     references = {}
     for name, base in file.bases.items():
         config = load_config(path.parent / base.config, environment)

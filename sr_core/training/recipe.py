@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from sr_core.config import Box, Section, TrainHRN
+from sr_core.config import Box, Section, TrainHRN, read_yaml, validated
 from sr_core.errors import ConfigError
 from sr_core.training.instrument import InstrumentRanges
 
@@ -76,12 +75,7 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
     Raises `ConfigError` with every problem.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path}: not valid YAML: {error}") from error
+    raw = read_yaml(path, "recipe")
     for key, value in (changes or {}).items():
         *sections, last = key.split(".")
         section = raw
@@ -90,14 +84,7 @@ def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         if not isinstance(section, dict):
             raise ConfigError(f"recipe {path}: no section for {key!r}; expected a key such as train_hrn.steps")
         section[last] = value
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as error:
-        problems = [
-            f"  - `{'.'.join(map(str, item['loc'])) or '(top level)'}`: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise ConfigError(f"recipe {path}:\n" + "\n".join(problems)) from None
+    recipe = validated(Recipe, raw, f"recipe {path}")
     folder = path.resolve().parent
     ground = tuple(part.model_copy(update={"run": folder / part.run}) for part in recipe.ground)
     settings = recipe.train_hrn

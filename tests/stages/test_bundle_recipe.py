@@ -139,3 +139,13 @@ def test_the_recipe_of_the_shipped_bundle_keeps_its_held_out_ground_apart():
 def test_a_wrong_recipe_is_refused_by_its_key(recipe, change, expected):
     with pytest.raises(ConfigError, match=expected):
         load_recipe(recipe, change)
+
+
+@pytest.mark.parametrize("command", [("bundle", "bundle/recipe.yaml"), ("ablate", "ablations/blog.yaml")])
+def test_a_place_in_s3_is_refused_where_links_and_locks_are_needed(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(
+        app, [command[0], str(REPOSITORY / "examples" / command[1]), "--out", "s3://bucket/prefix"]
+    )
+    assert done.exit_code == 2 and "expected a folder" in done.output
+    assert not list(tmp_path.iterdir())
