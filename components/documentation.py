@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
@@ -36,16 +36,13 @@ def readme(name: str) -> str:
         "",
         f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{stage.folder}/`.",
     ]
-    sections = [section for section in stage.sections if _section_class(section) is not None]
-    for section in sections:
-        lines += [
-            "",
-            f"## Configuration: `{section}`",
-            "",
-            "| key | default | allowed | |",
-            "|---|---|---|---|",
-        ]
-        lines += _rows(_section_class(section))
+    for section in stage.sections:
+        for kind in _section_classes(section):
+            title = f"`{section}`"
+            if "kind" in kind.model_fields:
+                title += f" of kind `{get_args(kind.model_fields['kind'].annotation)[0]}`"
+            lines += ["", f"## Configuration: {title}", "", "| key | default | allowed | |", "|---|---|---|---|"]
+            lines += _rows(kind)
     lines += [
         "",
         "## By hand",
@@ -59,15 +56,16 @@ def readme(name: str) -> str:
     return "\n".join(lines)
 
 
-def _section_class(section: str) -> type[Section] | None:
+def _section_classes(section: str) -> list[type[Section]]:
+    """The classes a section of the configuration may be of; none where it is a plain value."""
     annotation = Config.model_fields[section].annotation
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((found for found in candidates if isinstance(found, type) and issubclass(found, Section)), None)
+    candidates = [annotation, *get_args(annotation)]
+    return [found for found in candidates if isinstance(found, type) and issubclass(found, Section)]
 
 
-def _rows(section: type[Section] | None, prefix: str = "") -> list[str]:
+def _rows(section: type[Section], prefix: str = "") -> list[str]:
     rows: list[str] = []
-    for key, field in section.model_fields.items() if section else ():
+    for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             rows += _rows(field.annotation, f"{prefix}{key}.")
             continue

@@ -20,6 +20,8 @@ from sr_core.errors import ConfigError
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Box = tuple[float, float, float, float]
 SplitName = Literal["train", "val", "test"]
+BandName = Literal["blue", "green", "red", "nir"]
+AssetName = Literal["blue", "green", "red", "nir", "scl"]
 
 
 class Section(BaseModel):
@@ -89,7 +91,56 @@ class FilesSource(Section):
     max_bad_scl: Fraction = Field(1.0, description="dates with a larger share of bad SCL classes are not read")
 
 
-Source = Annotated[SimulatedSource | FilesSource, Field(discriminator="kind")]
+class SentinelHubSource(Section):
+    """Sentinel Hub or the Copernicus Data Space by the Process API; VHR from a collection of one's own (BYOC)."""
+
+    kind: Literal["sentinelhub"] = Field(description="Sentinel-2 from Sentinel Hub; needs an OAuth client")
+    service: Literal["sentinel-hub", "copernicus"] = Field(
+        "sentinel-hub", description="whose endpoints: services.sentinel-hub.com, or sh.dataspace.copernicus.eu"
+    )
+    base_url: str | None = Field(None, description="another endpoint of the same protocol; none: that of `service`")
+    token_url: str | None = Field(None, description="where its tokens come from; none: that of `service`")
+    credentials: Path | None = Field(
+        None, description="mounted file with SH_CLIENT_ID and SH_CLIENT_SECRET; none: they are in the environment"
+    )
+    level: Literal["L1C", "L2A"] = Field("L2A", description="product level; L1C brings the bands of s2cloudless")
+    max_cloud_cover: Fraction = Field(0.8, description="acquisitions whose tile is cloudier are not requested")
+    byoc_collection: str | None = Field(None, description="id of the VHR collection; none: no VHR")
+    byoc_bands: dict[BandName, str] = Field(
+        default_factory=lambda: {"blue": "B1", "green": "B2", "red": "B3", "nir": "B4"},
+        description="names of the VHR collection's bands",
+    )
+    byoc_pan: str | None = Field(None, description="its panchromatic band, for pansharpening; none: as it is")
+    byoc_radiance_scale: float = Field(1.0, gt=0, description="VHR values are radiance times this")
+    max_processing_units: float = Field(1000.0, gt=0, description="a download that is estimated at more is refused")
+    requests_per_minute: int = Field(300, ge=1, description="of all processes of a run together")
+    max_retries: int = Field(6, ge=0, le=50, description="of a request that failed, with growing pauses")
+    timeout_s: float = Field(120.0, gt=0, description="of one request, seconds")
+
+
+class StacSource(Section):
+    """Cloud-optimised GeoTIFFs that a STAC catalogue names; needs no account where the catalogue needs none."""
+
+    kind: Literal["stac"] = Field(description="Sentinel-2 from a STAC catalogue")
+    catalog: str = Field(
+        "earth-search", description="`earth-search`, `copernicus`, or the URL or path of any other catalogue"
+    )
+    collection: str = Field("sentinel-2-c1-l2a", description="id of the collection")
+    max_cloud_cover: Fraction = Field(0.8, description="items that say they are cloudier are not read")
+    assets: dict[AssetName, str] | None = Field(
+        None, description="names of the assets of blue, green, red, nir and scl; none: those of the catalogue"
+    )
+    offset: Literal["auto", "metadata", "none"] = Field(
+        "auto", description="radiometric offset: found in metadata and pixels, as the metadata say, or already removed"
+    )
+    max_retries: int = Field(6, ge=0, le=50, description="of a request that failed, with growing pauses")
+    timeout_s: float = Field(60.0, gt=0, description="of one request, seconds")
+
+
+Source = Annotated[
+    SimulatedSource | FilesSource | SentinelHubSource | StacSource,
+    Field(discriminator="kind"),
+]
 
 
 class Grid(Section):
@@ -102,8 +153,13 @@ class Grid(Section):
     )
 
 
-class Download(Section):
-    workers: int = Field(2, ge=1, le=64, description="patches read at the same time")
+class Preparation(Section):
+    """How patches are shared out, from download to the gate; results do not depend on it."""
+
+    workers: int = Field(2, ge=1, le=256, description="patches in work at the same time")
+    executor: Literal["processes", "ray"] = Field(
+        "processes", description="where: processes of this machine, or the Ray cluster that RAY_ADDRESS names"
+    )
 
 
 class CloudShadowFilter(Section):
@@ -113,7 +169,15 @@ class CloudShadowFilter(Section):
     max_cloud_cover: Fraction = Field(0.10, description="acquisitions of a patch with more cloud are dropped")
     min_valid: Fraction = Field(0.05, description="acquisitions of a patch with less valid ground are dropped")
     dilate_px: int = Field(2, ge=0, le=20, description="clouds grow by this many pixels of 10 m")
-    source_masks: bool = Field(True, description="use the source's own mask (SCL, CLM) where it has one")
+    s2_mask: Literal["auto", "s2cloudless", "source", "4-band"] = Field(
+        "auto", description="Sentinel-2 clouds by; auto: s2cloudless where its bands are, else SCL or CLM, else 4 bands"
+    )
+    shadows: Literal["geometric", "neighbours"] = Field(
+        "neighbours", description="VHR shadows: clouds projected along the sun's rays, or whole patches next to clouds"
+    )
+    max_shift_m: float = Field(
+        10.0, gt=0, le=30, description="VHR that lies farther from Sentinel-2 than this is flagged, metres"
+    )
 
 
 class Normalize(Section):
@@ -155,11 +219,18 @@ class QualityGate(Section):
     max_frame_cloud: Fraction = Field(0.05, description="frames cloudier than this over the chip are not used")
     chip_px: int = Field(32, ge=8, le=256, description="side of a sample in low-resolution pixels")
     stride_px: int = Field(32, ge=1, le=256, description="step between training samples in low-resolution pixels")
+    align_vhr: bool = Field(False, description="move VHR by its displacement from Sentinel-2 before cutting")
     histogram_matching: bool = Field(True, description="match VHR, as Sentinel-2 would see it, to the latest frame")
+    thresholds: Literal["fixed", "mixture"] = Field(
+        "fixed", description="min_ssim and min_psnr as given, or found between the clusters of a Gaussian mixture"
+    )
     min_ssim: float = Field(0.2, ge=-1, le=1, description="VHR against bicubic Sentinel-2, per sample")
     min_psnr: float = Field(10.0, description="VHR against bicubic Sentinel-2, dB, per sample")
     min_samples: dict[SplitName, int] = Field(
         default_factory=_min_samples, description="fewer kept samples of a split fail the gate"
+    )
+    max_drift: float = Field(
+        0.05, gt=0, description="a tile whose median is farther from its region's is reported, reflectance"
     )
     max_dropped: Fraction = Field(0.9, description="a larger share of dropped samples fails the gate")
     split: Split = Field(default_factory=lambda: Split())
@@ -290,11 +361,14 @@ class Config(Section):
     """A whole run."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the run")
-    area: Area | None = Field(None, description="none: all the ground that the source covers (files only)")
+    area: Area | tuple[Area, ...] | None = Field(
+        None,
+        description="one, or several of different regions; none: all the ground that the source covers (files only)",
+    )
     period: Period | None = Field(None, description="none: all dates of the source (files only)")
     source: Source
     grid: Grid = Field(default_factory=lambda: Grid())
-    download: Download = Field(default_factory=lambda: Download())
+    preparation: Preparation = Field(default_factory=lambda: Preparation())
     cloud_shadow_filter: CloudShadowFilter = Field(default_factory=lambda: CloudShadowFilter())
     normalize: Normalize = Field(default_factory=lambda: Normalize())
     quality_gate: QualityGate = Field(default_factory=lambda: QualityGate())
@@ -304,10 +378,24 @@ class Config(Section):
     package: Package = Field(default_factory=lambda: Package())
     super_resolve: SuperResolve = Field(default_factory=lambda: SuperResolve())
 
+    @property
+    def areas(self) -> tuple[Area, ...]:
+        """The areas; none where all the ground that the source covers is meant."""
+        if self.area is None:
+            return ()
+        return self.area if isinstance(self.area, tuple) else (self.area,)
+
     @model_validator(mode="after")
     def _source_has_ground(self) -> Config:
-        if self.source.kind == "simulated" and (self.area is None or self.period is None):
-            raise ValueError("a simulated source covers everything: `area` and `period` must be given")
+        if self.source.kind != "files" and (self.area is None or self.period is None):
+            raise ValueError(f"the source {self.source.kind} covers much ground: `area` and `period` must be given")
+        return self
+
+    @model_validator(mode="after")
+    def _areas_are_regions(self) -> Config:
+        names = [area.region for area in self.areas]
+        if self.area is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError(f"area: expected one or more areas, each with a region of its own; found {names}")
         return self
 
 
@@ -378,6 +466,8 @@ def resolve_paths(config: Config, folder: Path) -> Config:
                 changes[key] = (folder / value).resolve()
             elif isinstance(value, Section):
                 changes[key] = absolute(value)
+            elif isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
+                changes[key] = tuple(absolute(item) for item in value)
         return section.model_copy(update=changes)
 
     resolved = absolute(config)
@@ -403,7 +493,12 @@ def _explain(item: Any) -> str:
 
 
 def _siblings(location: tuple[Any, ...]) -> list[str]:
-    members: dict[str, type[Section]] = {"simulated": SimulatedSource, "files": FilesSource}
+    members: dict[str, type[Section]] = {
+        "simulated": SimulatedSource,
+        "files": FilesSource,
+        "sentinelhub": SentinelHubSource,
+        "stac": StacSource,
+    }
     section: type[BaseModel] = Config
     for part in location[:-1]:
         if part in members:

@@ -85,7 +85,7 @@ def mask_s2(section: CloudShadowFilter, images: Path, output: Path, patch: Patch
     if path.is_dir():
         clear = load_part(path).mask["CLEAR"][..., 0].astype(bool)
     else:
-        if section.source_masks and "CLM" in series.mask:
+        if section.s2_mask in ("auto", "source") and "CLM" in series.mask:
             cloud, mask_source = series.mask["CLM"][..., 0].astype(bool), series.meta_info.get("mask_kind", "source")
         else:
             cloud, mask_source = cloud_mask(series.data["BANDS"].astype(np.float32) / 10_000, valid), "4-band"

@@ -26,13 +26,13 @@ from sr_core.config import Config, Grid, parse_config
 from sr_core.errors import AreaError, DataError
 from sr_core.patches import EOPatch, Patch, make_patch, part_path, plan_patches, save_part, write_index
 from sr_core.progress import track
-from sr_core.sources import Region, Source, open_source
+from sr_core.sources import SECRETS, Region, Source, open_source
 
 
 def work(context: Context) -> Result:
     """Read the patches of an area from a source."""
     config = context.config
-    source = open_source(config)
+    source = open_source(config, secrets())
     patches, outside = plan(config, source)
     todo = [patch for patch in patches if not part_path(context.output, patch, "s2").is_dir()]
     without_data = set()
@@ -61,10 +61,10 @@ def plan(config: Config, source: Source) -> tuple[list[Patch], int]:
     Raises `AreaError` when it covers none of them.
     """
     regions = source.regions()
-    if config.area is None:
+    if not config.areas:
         return [patch for region in regions for patch in region_patches(region, config.grid)], 0
     offset = regions[0].bounds[:2] if regions and config.grid.anchor == "source" else (0.0, 0.0)
-    patches = plan_patches(config.area, config.grid, offset)
+    patches = [patch for area in config.areas for patch in plan_patches(area, config.grid, offset)]
     covered = [patch for patch in patches if not regions or any(covers(region, patch) for region in regions)]
     if not covered:
         ground = "; ".join(f"{region.name}: EPSG:{region.epsg} {region.bounds}" for region in regions)
@@ -107,7 +107,7 @@ def covers(region: Region, patch: Patch) -> bool:
 
 def fetch_all(config: Config, source: Source, output: Path, patches: list[Patch]) -> Iterator[tuple[Patch, bool]]:
     """Fetch patches, `download.workers` at once, in any order; the first error ends it."""
-    workers = min(config.download.workers, len(patches))
+    workers = min(config.preparation.workers, len(patches))
     if workers <= 1:
         for patch in patches:
             yield patch, fetch(config, source, output, patch)
@@ -144,7 +144,7 @@ def fetch_one(config_text: str, output: Path, patch: Patch) -> tuple[Patch, bool
 def opened(config_text: str) -> tuple[Config, Source]:
     """A configuration from its JSON text, and its source."""
     config = parse_config(json.loads(config_text))
-    return config, open_source(config)
+    return config, open_source(config, secrets())
 
 
 def fetch(config: Config, source: Source, output: Path, patch: Patch) -> bool:
@@ -182,9 +182,14 @@ def dates_of(path: Path) -> int:
     return len(timestamps)
 
 
+def secrets() -> dict[str, str]:
+    """What the environment holds for the source; never written, never printed."""
+    return {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+
+
 def fingerprint(config: Config) -> Any:
     """The source's own files."""
-    return open_source(config).fingerprint()
+    return open_source(config, secrets()).fingerprint()
 
 
 STAGE = STAGES["download"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +11,9 @@ from eolearn.core import EOPatch
 
 from sr_core.config import Config
 from sr_core.patches import Patch
+
+SECRETS = ("SH_CLIENT_ID", "SH_CLIENT_SECRET")
+"""Names of the credentials that sources need, in the environment or in a mounted file."""
 
 Dates = tuple[dt.date, dt.date]
 """First and last day, both included."""
@@ -46,12 +50,23 @@ class Source(Protocol):
         """JSON-ready value that changes when the source's own files do; None for a pure function."""
 
 
-def open_source(config: Config) -> Source:
-    """The source that the configuration names."""
-    if config.source.kind == "simulated":
-        from sr_core.sources.simulated import SimulatedFarmland
+def open_source(config: Config, secrets: Mapping[str, str] | None = None) -> Source:
+    """The source that the configuration names. `secrets` holds what the caller's environment has of `SECRETS`."""
+    section = config.source
+    match section.kind:
+        case "simulated":
+            from sr_core.sources.simulated import SimulatedFarmland
 
-        return SimulatedFarmland(config.source)
-    from sr_core.sources.files import FileSeries
+            return SimulatedFarmland(section)
+        case "files":
+            from sr_core.sources.files import FileSeries
 
-    return FileSeries(config.source)
+            return FileSeries(section)
+        case "sentinelhub":
+            from sr_core.sources.sentinel_hub import SentinelHub
+
+            return SentinelHub(section, secrets or {})
+        case "stac":
+            from sr_core.sources.stac import StacCatalogue
+
+            return StacCatalogue(section)

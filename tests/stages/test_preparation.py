@@ -75,7 +75,7 @@ def test_finished_stages_are_kept(config: Config, tmp_path: Path) -> None:
 
 def test_more_workers_give_the_same(config: Config, tmp_path: Path) -> None:
     for workers in (1, 2):
-        done = config.model_copy(update={"download": config.download.model_copy(update={"workers": workers})})
+        done = config.model_copy(update={"preparation": config.preparation.model_copy(update={"workers": workers})})
         run(DOWNLOAD, done, str(tmp_path / str(workers)))
     one, two = (read_index(tmp_path / name / "patches") for name in ("1", "2"))
     assert one == two
@@ -104,7 +104,7 @@ def test_an_error_leaves_no_finished_artifact(config: Config, tmp_path: Path) ->
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 3000)
     for workers in (1, 2):
-        failing = config.model_copy(update={"download": config.download.model_copy(update={"workers": workers})})
+        failing = config.model_copy(update={"preparation": config.preparation.model_copy(update={"workers": workers})})
         with pytest.raises(SourceError, match=r"_b04\.tif.*truncated"):
             run(DOWNLOAD, failing, str(tmp_path / "out"))
         assert not (tmp_path / "out" / "patches" / "run.json").exists()

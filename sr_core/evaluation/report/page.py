@@ -22,6 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from shapely.ops import unary_union
 
 from sr_core import SCALE
+from sr_core.config import Area
 from sr_core.evaluation.report import charts
 from sr_core.evaluation.report.artifacts import STAGES, Run
 from sr_core.evaluation.report.pictures import Picture, embed
@@ -191,10 +192,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         square = sum((p.cell[2] - p.cell[0]) * (p.cell[3] - p.cell[1]) for p in run.patches) / 1e6
         number_of = f"{number(len(run.patches))} patch{'' if len(run.patches) == 1 else 'es'}"
         facts.append(("Area", f"{', '.join(regions)}: {number_of}, {number(square, 1)} km², UTM {', '.join(zones)}"))
-    elif config.area and config.area.bbox:
-        facts.append(("Area", f"{', '.join(f'{v:g}' for v in config.area.bbox)} ({config.area.crs})"))
-    elif config.area and config.area.geojson:
-        facts.append(("Area", config.area.geojson.name))
+    elif config.areas:
+        facts.append(("Area", "; ".join(map(_outline, config.areas))))
     pairing, gsd = run.store_attributes.get("pairing"), float(run.store_attributes.get("gsd_m", 0))
     if pairing == "wald":
         facts.append(
@@ -203,6 +202,12 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     elif pairing == "vhr":
         facts.append(("Truth", f"VHR at {gsd / SCALE:g} m, matched to Sentinel-2’s radiometry"))
     return facts
+
+
+def _outline(area: Area) -> str:
+    if area.geojson is not None:
+        return area.geojson.name
+    return f"{', '.join(f'{v:g}' for v in area.bbox or ())} ({area.crs})"
 
 
 def _stage(run: Run, name: str) -> dict[str, Any]:
