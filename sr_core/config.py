@@ -107,7 +107,7 @@ class SentinelHubSource(Section):
     max_cloud_cover: Fraction = Field(0.8, description="acquisitions whose tile is cloudier are not requested")
     byoc_collection: str | None = Field(None, description="id of the VHR collection; none: no VHR")
     byoc_bands: dict[BandName, str] = Field(
-        default_factory=lambda: {"blue": "B1", "green": "B2", "red": "B3", "nir": "B4"},
+        {"blue": "B1", "green": "B2", "red": "B3", "nir": "B4"},
         description="names of the VHR collection's bands",
     )
     byoc_pan: str | None = Field(None, description="its panchromatic band, for pansharpening; none: as it is")
@@ -363,7 +363,7 @@ class Config(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the run")
     area: Area | tuple[Area, ...] | None = Field(
         None,
-        description="one, or several of different regions; none: all the ground that the source covers (files only)",
+        description="one, or several of different regions; none: all that the source covers (files only)",
     )
     period: Period | None = Field(None, description="none: all dates of the source (files only)")
     source: Source

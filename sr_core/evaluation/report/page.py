@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from shapely.ops import unary_union
 
 from sr_core import SCALE
-from sr_core.config import Area
+from sr_core.config import Area, Source
 from sr_core.evaluation.report import charts
 from sr_core.evaluation.report.artifacts import STAGES, Run
 from sr_core.evaluation.report.pictures import Picture, embed
@@ -179,11 +179,7 @@ def _tiles(run: Run, metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     config, source = run.config, run.config.source
-    if source.kind == "simulated":
-        facts = [("Source", f"Simulated farmland, seed {source.seed}")]
-    else:
-        vhr = f", VHR from {source.vhr_path.name}" if source.vhr_path else ", no VHR"
-        facts = [("Source", f"Sentinel-2 series {source.path.name}{vhr}")]
+    facts = [("Source", _pixels_from(source))]
     if run.dates:
         facts.append(("Period", f"{run.dates[0]} to {run.dates[1]}"))
     if run.patches:
@@ -202,6 +198,20 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     elif pairing == "vhr":
         facts.append(("Truth", f"VHR at {gsd / SCALE:g} m, matched to Sentinel-2’s radiometry"))
     return facts
+
+
+def _pixels_from(source: Source) -> str:
+    match source.kind:
+        case "simulated":
+            return f"Simulated farmland, seed {source.seed}"
+        case "files":
+            vhr = f"VHR from {source.vhr_path.name}" if source.vhr_path else "no VHR"
+            return f"Sentinel-2 series {source.path.name}, {vhr}"
+        case "sentinelhub":
+            vhr = f"VHR from collection {source.byoc_collection}" if source.byoc_collection else "no VHR"
+            return f"Sentinel-2 {source.level} from Sentinel Hub, {vhr}"
+        case "stac":
+            return f"Sentinel-2 from the STAC catalogue {source.catalog}, collection {source.collection}"
 
 
 def _outline(area: Area) -> str:
