@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -28,6 +29,25 @@ class PixelStatistics:
         """Add another's counts, as if its pixels had been added here. Returns itself."""
         self.counts += other.counts
         return self
+
+    def to_arrays(self) -> dict[str, NDArray[np.int64]]:
+        """What a part on disk holds: the occupied bins only. `shape` is (bands, BINS), `bins` are flat indices into
+        it, `counts` their pixels."""
+        bins = np.flatnonzero(self.counts)
+        return {"shape": np.array(self.counts.shape), "bins": bins, "counts": self.counts.ravel()[bins]}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.int64]]) -> Self:
+        """The inverse of `to_arrays`, also of what `numpy.load` reads. Raises `ValueError` where the arrays cannot
+        be such a part."""
+        bins, counts = arrays["bins"], arrays["counts"]
+        bands, width = arrays["shape"].tolist()
+        sound = bins.shape == counts.shape and (counts > 0).all() and (np.diff(bins) > 0).all()
+        if width != BINS or not sound or (len(bins) and not 0 <= bins[0] <= bins[-1] < bands * BINS):
+            raise ValueError(f"not the occupied bins of a histogram of {bands} bands of {BINS} values")
+        found = cls(bands)
+        found.counts.ravel()[bins] = counts
+        return found
 
     @property
     def n_pixels(self) -> int:

@@ -1,5 +1,7 @@
 """Histogram statistics against numpy, and histogram matching."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,51 @@ def test_merged_parts_are_the_whole(pixels: np.ndarray) -> None:
     for part in np.array_split(pixels, 7):
         merged.merge(PixelStatistics(4).add(part))
     assert np.array_equal(whole.counts, merged.counts)
+
+
+def test_the_order_of_merging_changes_no_bit(pixels: np.ndarray) -> None:
+    whole = PixelStatistics(4).add(pixels)
+    parts = [PixelStatistics(4).add(part) for part in np.array_split(pixels, 7)]
+    forwards, backwards, nested = PixelStatistics(4), PixelStatistics(4), PixelStatistics(4)
+    for part in parts:
+        forwards.merge(part)
+    for part in reversed(parts):
+        backwards.merge(part)
+    for pair in (parts[:3], parts[3:]):
+        half = PixelStatistics(4)
+        for part in pair:
+            half.merge(part)
+        nested.merge(half)
+    for merged in (forwards, backwards, nested):
+        for name in ("mean", "std", "median"):
+            assert getattr(merged, name)().tobytes() == getattr(whole, name)().tobytes()
+        assert merged.percentile(PERCENT).tobytes() == whole.percentile(PERCENT).tobytes()
+
+
+def test_the_ends_of_uint16() -> None:
+    extremes = np.array([[0, 65535], [0, 0], [65535, 65535]], np.uint16)
+    found = PixelStatistics(2).add(extremes)
+    assert np.array_equal(found.mean(), extremes.astype(float).mean(axis=0))
+    assert np.allclose(found.std(), extremes.astype(float).std(axis=0), rtol=1e-15)
+    assert np.array_equal(found.percentile(PERCENT), np.percentile(extremes.astype(float), PERCENT, axis=0).T)
+
+
+def test_a_part_on_disk_holds_occupied_bins_and_comes_back_bit_by_bit(pixels: np.ndarray, tmp_path: Path) -> None:
+    counted = PixelStatistics(4).add(pixels).add(np.array([[0, 0, 65535, 65535]], np.uint16))
+    np.savez(tmp_path / "part.npz", **counted.to_arrays())
+    with np.load(tmp_path / "part.npz") as part:
+        assert len(part["bins"]) == sum(len(np.unique(row)) for row in np.r_[pixels, [[0, 0, 65535, 65535]]].T)
+        again = PixelStatistics.from_arrays(part)
+    assert np.array_equal(again.counts, counted.counts) and again.counts.dtype == counted.counts.dtype
+    empty = PixelStatistics.from_arrays(PixelStatistics(4).to_arrays())
+    assert empty.n_pixels == 0 and empty.counts.shape == counted.counts.shape
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("bins", [3, 3]), ("bins", [0, 4 * 65536]), ("counts", [1, -1])])
+def test_a_damaged_part_is_refused(name: str, wrong: list[int]) -> None:
+    arrays = {"shape": np.array([4, 65536]), "bins": np.array([3, 9]), "counts": np.array([1, 1])}
+    with pytest.raises(ValueError, match="not the occupied bins"):
+        PixelStatistics.from_arrays({**arrays, name: np.array(wrong)})
 
 
 def test_only_integers_are_counted() -> None:
