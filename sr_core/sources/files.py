@@ -18,13 +18,9 @@ from sr_core.sources.geotiff import TiffFrame, band_numbers, grid_of, open_tiffs
 from sr_core.sources.netcdf import PATTERN, open_netcdf
 from sr_core.sources.products import UNKNOWN, check_offsets, offset_of, sensing_time
 from sr_core.sources.rasters import Overlap, RasterGrid, Series
+from sr_core.sources.scl import SCL_CLOUD, SCL_NODATA
 
 TIFF = (".tif", ".tiff")
-SCL_NODATA = (0, 1)
-"""No data, and saturated or defective."""
-SCL_CLOUD = (3, 8, 9, 10, 11)
-"""Cloud shadow, cloud of medium and of high probability, thin cirrus, snow or ice: ground that is not seen as it is.
-Source: Sentinel-2 Level-2A Algorithm Theoretical Basis Document, scene classification."""
 FLOAT_RADIANCE_SCALE = 100.0
 """Radiance in floating-point files is kept to a hundredth, which reaches up to 655 W m-2 sr-1 um-1 in uint16."""
 
