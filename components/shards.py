@@ -26,19 +26,28 @@ from sr_core.patches import Patch
 from sr_core.progress import say, track
 
 T = TypeVar("T")
-PatchFunction = Callable[[Config, Mapping[str, Path], Path, Patch], T]
-"""What is done with one patch: configuration, input folders by stage, output folder, patch. A function of a module, so
-that other processes find it; it writes files, and what it returns is small."""
+PatchFunction = Callable[..., T]
+"""What is done with one patch: (configuration, input folders by stage, output folder, patch), and what is `given` for
+the patch. A function of a module, so that other processes find it; it writes files, and what it returns is small."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 """Set to 1 for workers: they share the cores by patches, and threads beside that only get in each other's way."""
 RESULT = "result"
+Arguments = list[dict[EONode, dict[str, object]]]
+"""Of each run of the workflow."""
 
 
-def each_patch(context: Context, patches: Sequence[Patch], function: PatchFunction[T], what: str) -> list[T]:
+def each_patch(
+    context: Context,
+    patches: Sequence[Patch],
+    function: PatchFunction[T],
+    what: str,
+    given: Mapping[Patch, Any] | None = None,
+) -> list[T]:
     """What `function` returns for each patch, in the patches' order, `preparation.workers` of them in work at a time.
 
-    `what` names the work in the progress. With one worker, or one patch, it is done in this process. The first error
+    `what` names the work in the progress. `given` holds for each patch what its work needs to know of the others, a
+    small value that becomes the function's last argument. With one worker, or one patch, it is done in this process. The first error
     ends it and is raised as it is; patches that are finished by then stay so. Raises `ConfigError` where
     `preparation.executor` is "ray" and Ray is not there.
     """
@@ -46,7 +55,8 @@ def each_patch(context: Context, patches: Sequence[Patch], function: PatchFuncti
         return []
     task = EONode(PatchTask(function, context.config, context.inputs, context.output))
     workflow = EOWorkflow([task, EONode(OutputTask(RESULT), inputs=[task])])
-    arguments = [{task: {"patch": patch}} for patch in patches]
+    more = {} if given is None else {patch: (given[patch],) for patch in patches}
+    arguments: Arguments = [{task: {"patch": patch, "more": more.get(patch, ())}} for patch in patches]
     if context.config.preparation.executor == "ray":
         found = run_on_ray(workflow, arguments, what)
     else:
@@ -60,8 +70,8 @@ class PatchTask(EOTask):
     def __init__(self, function: PatchFunction[Any], config: Config, inputs: Mapping[str, Path], output: Path) -> None:
         self.function, self.config, self.inputs, self.output = function, config, dict(inputs), output
 
-    def execute(self, *, patch: Patch) -> Any:
-        return self.function(self.config, self.inputs, self.output, patch)
+    def execute(self, *, patch: Patch, more: tuple[Any, ...]) -> Any:
+        return self.function(self.config, self.inputs, self.output, patch, *more)
 
 
 class PatchExecutor(EOExecutor):
@@ -71,7 +81,7 @@ class PatchExecutor(EOExecutor):
     country before it tells of an error in the first patch.
     """
 
-    def __init__(self, workflow: EOWorkflow, arguments: Sequence[dict[EONode, dict[str, object]]], what: str) -> None:
+    def __init__(self, workflow: EOWorkflow, arguments: Arguments, what: str) -> None:
         super().__init__(workflow, arguments)
         self.what = what
 
@@ -107,9 +117,7 @@ class PatchExecutor(EOExecutor):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_on_ray(
-    workflow: EOWorkflow, arguments: Sequence[dict[EONode, dict[str, object]]], what: str
-) -> list[WorkflowResults]:
+def run_on_ray(workflow: EOWorkflow, arguments: Arguments, what: str) -> list[WorkflowResults]:
     """Run a workflow on the Ray cluster that RAY_ADDRESS names, or on one that Ray starts on this machine.
 
     All its machines must see the run's folder under the same path. Raises `ConfigError` where Ray is not installed.

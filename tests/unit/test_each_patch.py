@@ -61,6 +61,17 @@ def test_results_come_in_the_order_of_the_patches(tmp_path: Path) -> None:
     assert each_patch(context(tmp_path, workers=2), [], report, "reports") == []
 
 
+def name_neighbour(config: Config, inputs: Mapping[str, Path], output: Path, patch: Patch, neighbour: str) -> str:
+    return f"{patch.id} beside {neighbour}"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_patch_is_given_what_it_needs_of_the_others(tmp_path: Path, workers: int) -> None:
+    neighbours = {patch: PATCHES[index - 1].id for index, patch in enumerate(PATCHES)}
+    found = each_patch(context(tmp_path, workers=workers), PATCHES, name_neighbour, "names", neighbours)
+    assert found == [f"{patch.id} beside {neighbours[patch]}" for patch in PATCHES]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_first_error_ends_it_and_finished_patches_stay(tmp_path: Path, workers: int) -> None:
     with pytest.raises(DataError, match=f"patch {PATCHES[2].id}: found rain"):
