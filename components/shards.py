@@ -47,9 +47,9 @@ def each_patch(
     """What `function` returns for each patch, in the patches' order, `preparation.workers` of them in work at a time.
 
     `what` names the work in the progress. `given` holds for each patch what its work needs to know of the others, a
-    small value that becomes the function's last argument. With one worker, or one patch, it is done in this process. The first error
-    ends it and is raised as it is; patches that are finished by then stay so. Raises `ConfigError` where
-    `preparation.executor` is "ray" and Ray is not there.
+    small value that becomes the function's last argument. With one worker, or one patch, it is done in this process.
+    The first error ends it and is raised as it is; patches that are finished by then stay so. Raises `ConfigError`
+    where `preparation.executor` is "ray" and Ray is not there.
     """
     if not patches:
         return []

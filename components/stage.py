@@ -8,6 +8,13 @@ A stage is one program. It is called by hand, by `subpixel STAGE`, or by Kubeflo
 Its output is one folder below the root. `run.json` is written there last: a folder with a `run.json` whose
 key fits the present configuration, inputs and code is finished and kept; any other is continued or done
 again.
+
+A stage whose work is by patches can be shared out before that, over as many processes or machines as one likes:
+
+    python -m components.normalize --config run.yaml --root artifacts/run --shard 2/8
+
+writes what it makes of its patches and no `run.json`; the call without `--shard` does what is left, then what needs
+all patches. Shards change when a result is there, never what it is.
 """
 
 from __future__ import annotations
@@ -21,6 +28,8 @@ import importlib
 import json
 import os
 import platform
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -28,12 +37,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 import sr_core
 from sr_core.config import Config, load_config, parse_config
@@ -41,7 +50,13 @@ from sr_core.errors import ArtifactError, ConfigError, StorageError, SubpixelErr
 from sr_core.progress import console
 from sr_core.storage import Storage, is_remote, storage_for
 
+T = TypeVar("T")
 RECORD = "run.json"
+SHARDS = ".shards"
+"""Where shards leave their parts below an S3 root: `.shards/<folder>/<key>/<shard>/`."""
+SHARD_DONE = "shard.json"
+CLAIM_TIMEOUT_S = 60.0
+"""For shards that start at the same time where another configuration's output has to be removed first."""
 STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 """Faults of the place that is written to, not of the program: said without a traceback."""
 TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
@@ -74,6 +89,33 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Every `count`-th patch, beginning with the `number`-th, counted from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """A shard from "2/8". Raises `ConfigError`."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        shard = cls(*map(int, found.groups())) if found else None
+        if shard is None or not 1 <= shard.number <= shard.count:
+            raise ConfigError(f"--shard: found {text!r}, expected I/N with I from 1 to N, such as 2/8")
+        return shard
+
+    def of(self, patches: Sequence[T]) -> Sequence[T]:
+        """Those of all patches, in their fixed order, that are this shard's."""
+        return patches[self.number - 1 :: self.count]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+WHOLE = Shard()
+
+
+@dataclass(frozen=True)
 class Stage:
     """What is known of a stage before its program, with all that it imports, is loaded."""
 
@@ -90,6 +132,9 @@ class Stage:
     """Files that it writes at the root itself."""
     by_torchrun: bool = False
     """Whether torchrun may start several processes of it, which share the work."""
+    by_patch: bool = False
+    """Whether its program has a `share(context, shard)`, which writes what is made of a shard's patches alone and
+    returns how many there are."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -103,10 +148,16 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("download", "patches", ("area", "period", "source", "grid"), depends_on_files=True),
-        Stage("cloud_shadow_filter", "masks", ("cloud_shadow_filter",), ("download",)),
-        Stage("normalize", "normalization", ("normalize",), ("download", "cloud_shadow_filter")),
-        Stage("quality_gate", "samples", ("quality_gate",), ("download", "cloud_shadow_filter", "normalize")),
+        Stage("download", "patches", ("area", "period", "source", "grid"), depends_on_files=True, by_patch=True),
+        Stage("cloud_shadow_filter", "masks", ("cloud_shadow_filter",), ("download",), by_patch=True),
+        Stage("normalize", "normalization", ("normalize",), ("download", "cloud_shadow_filter"), by_patch=True),
+        Stage(
+            "quality_gate",
+            "samples",
+            ("quality_gate",),
+            ("download", "cloud_shadow_filter", "normalize"),
+            by_patch=True,
+        ),
         Stage(
             "train_hrn",
             "model",
@@ -151,6 +202,8 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--executor-input", help="Kubeflow's ExecutorInput message (JSON); replaces the other arguments"
     )
+    if stage.by_patch:
+        parser.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the patches, from 1")
     arguments = parser.parse_args(argv)
     try:
         message = json.loads(arguments.executor_input) if arguments.executor_input else {}
@@ -160,6 +213,15 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
         if not config_text or not root:
             parser.error("--config and --root are needed (or --executor-input with both)")
         config = read_config(config_text)
+        if stage.by_patch and config.preparation.executor == "ray" and is_remote(root):
+            raise ConfigError(
+                f"preparation.executor: found 'ray' and the root {root}; expected a folder that all machines of the"
+                " cluster mount, or 'processes' with one shard a machine"
+            )
+        shard = stage.by_patch and (arguments.shard or parameters.get("shard"))
+        if shard:
+            run_shard(stage, config, root, Shard.parse(shard))
+            return 0
         processes = getattr(getattr(config, stage.name, None), "processes", 1)
         if processes > 1 and torchrun_numbers()[1] == 1:
             start_torchrun(stage, processes, argv)
@@ -208,18 +270,16 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
     if kept is not None and kept["key"] == key and whole:
         console.print(f"[bold]{stage.name}[/bold]: kept {stage.folder}/ ({_short(kept['counts'])})")
         return kept
-    with working_folder(store) as folder:
+    with working_folder(store) as folder, ExitStack() as held:
         inputs = {name: fetch(store, FOLDERS[name], folder) for name in input_keys}
         output = folder / stage.folder
         if rank:
             stage.program().work(Context(config, inputs, output, key))
             return {}
-        if output.exists() and working_key(output) != key:
-            # what another configuration left behind would mix with this one's
-            shutil.rmtree(output)
-        output.mkdir(parents=True, exist_ok=True)
+        held.enter_context(claimed(output, stage, key))
         (output / RECORD).unlink(missing_ok=True)
-        (output / ".key").write_text(key)
+        if store.local is None and stage.by_patch:
+            fetch_parts(store, stage, key, output)
         console.print(f"[bold]{stage.name}[/bold]")
         started = time.time()
         result = stage.program().work(Context(config, inputs, output, key))
@@ -244,9 +304,94 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
             for name in stage.at_root:
                 store.send(folder / name, name)
             store.upload(output, stage.folder, last=RECORD)
+            store.remove(f"{SHARDS}/{stage.folder}")
         summary = f"skipped: {result.skipped}" if result.skipped else _short(record["counts"])
         console.print(f"[bold]{stage.name}[/bold]: {summary} in {record['seconds']:.0f} s")
         return record
+
+
+def run_shard(stage: Stage, config: Config, root: str, shard: Shard) -> None:
+    """Do the work of a shard's patches below `root`, unless the stage or the shard is done. Writes no record."""
+    store = storage_for(root)
+    key = stage_key(stage, config, input_keys := gather_input_keys(stage, store))
+    parts = f"{SHARDS}/{stage.folder}/{key}/{shard.number}-of-{shard.count}"
+    record = read_record(store, stage.folder)
+    if (record is not None and record["key"] == key) or store.read(f"{parts}/{SHARD_DONE}") is not None:
+        console.print(f"[bold]{stage.name}[/bold] {shard}: finished")
+        return
+    with working_folder(store) as folder, claimed(folder / stage.folder, stage, key, shard) as output:
+        if (output / RECORD).exists():
+            console.print(f"[bold]{stage.name}[/bold] {shard}: finished by another process")
+            return
+        if store.local is None:
+            fetch_share(store, list(input_keys), folder, shard)
+        console.print(f"[bold]{stage.name}[/bold] {shard}")
+        started = time.time()
+        inputs = {name: folder / FOLDERS[name] for name in input_keys}
+        patches = stage.program().share(Context(config, inputs, output, key), shard)
+        seconds = time.time() - started
+        if store.local is None:
+            (output / SHARD_DONE).write_text(json.dumps({"patches": patches, "seconds": round(seconds, 1)}))
+            store.upload(output, parts, last=SHARD_DONE)
+        console.print(f"[bold]{stage.name}[/bold] {shard}: {patches} patches in {seconds:.0f} s")
+
+
+@contextmanager
+def claimed(output: Path, stage: Stage, key: str, shard: Shard | None = None) -> Iterator[Path]:
+    """A stage's output folder, without what another configuration left, held until the block ends.
+
+    A stage whose work is by patches holds its folder alone; shards hold it together, each of them once.
+    Raises `ArtifactError` where others are at work in it.
+    """
+    with ExitStack() as held:
+        lock = held.enter_context((output.parent / f".{output.name}.lock").open("w"))
+        if shard is None:
+            if stage.by_patch and not _locked(lock, fcntl.LOCK_EX):
+                raise ArtifactError(
+                    f"{output}: shards, or another run of {stage.name}, are at work here; wait for them"
+                )
+            _take_over(output, key)
+        else:
+            mine = output.parent / f".{output.name}.{shard.number}-of-{shard.count}.lock"
+            if not _locked(held.enter_context(mine.open("w")), fcntl.LOCK_EX):
+                raise ArtifactError(f"{output}: shard {shard} of {stage.name} is at work already; wait for it")
+            _join(lock, output, stage, key)
+        yield output
+
+
+def _join(lock: IO[str], output: Path, stage: Stage, key: str) -> None:
+    """Hold `lock` together with the other shards of the same key, once the output is begun under it."""
+    deadline = time.monotonic() + CLAIM_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if _locked(lock, fcntl.LOCK_SH):
+            if working_key(output) == key:
+                return
+            if _locked(lock, fcntl.LOCK_EX):
+                _take_over(output, key)
+                continue
+        fcntl.flock(lock, fcntl.LOCK_UN)  # several that wait for each other
+        time.sleep(random.uniform(0.05, 0.2))
+    raise ArtifactError(
+        f"{output}: a whole run of {stage.name}, or shards of another configuration, are at work here; wait for them"
+    )
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    """Lock an open file, unless others hold it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _take_over(output: Path, key: str) -> None:
+    """An output folder that is begun under `key`: what another configuration left would mix with this one's."""
+    if output.exists() and working_key(output) != key:
+        (output / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / ".key").write_text(key)
 
 
 @contextmanager
@@ -292,6 +437,29 @@ def fetch(store: Storage, name: str, folder: Path) -> Path:
     if store.local is None:
         store.download(name, folder / name)
     return folder / name
+
+
+def fetch_share(store: Storage, names: Sequence[str], folder: Path, shard: Shard) -> None:
+    """Copy from S3 what a shard reads: the files that each input has for all patches, and its own patches' folders."""
+    from sr_core.patches import read_index
+
+    for name in names:
+        for file in store.names(FOLDERS[name], deep=False):
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(store.read(file) or b"")
+    if "download" in names:
+        for patch in shard.of(read_index(folder / FOLDERS["download"])):
+            for name in names:
+                place = f"{FOLDERS[name]}/{patch.region}/{patch.id}"
+                store.download(place, folder / place)
+
+
+def fetch_parts(store: Storage, stage: Stage, key: str, output: Path) -> None:
+    """Copy from S3 what finished shards of this key have made."""
+    place = f"{SHARDS}/{stage.folder}/{key}"
+    for name in [name for name in store.names(place) if name.endswith(f"/{SHARD_DONE}")]:
+        store.download(name.removesuffix(f"/{SHARD_DONE}"), output)
+        (output / SHARD_DONE).unlink()
 
 
 def read_record(store: Storage, name: str) -> dict[str, Any] | None:

@@ -43,8 +43,8 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes | None:
         """The content of the object `name`, or None where it is not there."""
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        """Names of all objects below `prefix`, in order."""
+    def names(self, prefix: str = "", deep: bool = True) -> Iterator[str]:
+        """Names of all objects below `prefix`, in order; not `deep`: only of those directly there."""
 
     def download(self, prefix: str, folder: Path) -> None:
         """Copy all objects below `prefix` into `folder`; those copied before and unchanged since are kept."""
@@ -58,6 +58,9 @@ class Storage(Protocol):
         With `last`, `prefix` is one artifact that the file `last` completes: that file is removed first and
         written after all others, and objects below `prefix` that `folder` does not have are deleted.
         """
+
+    def remove(self, prefix: str) -> None:
+        """Delete all objects below `prefix`."""
 
 
 class LocalStorage:
@@ -76,8 +79,8 @@ class LocalStorage:
         except OSError as error:
             raise StorageError(f"{self.root / name}: cannot be read: {error.strerror}") from error
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        for path in sorted((self.root / prefix).rglob("*")):
+    def names(self, prefix: str = "", deep: bool = True) -> Iterator[str]:
+        for path in sorted((self.root / prefix).glob("**/*" if deep else "*")):
             if path.is_file():
                 yield path.relative_to(self.root).as_posix()
 
@@ -97,6 +100,10 @@ class LocalStorage:
 
     def send(self, path: Path, name: str) -> None:
         _copy(path, self.root / name)
+
+    def remove(self, prefix: str) -> None:
+        for name in list(self.names(prefix)):
+            (self.root / name).unlink()
 
 
 class S3Storage:
@@ -120,8 +127,8 @@ class S3Storage:
                 return None
         return content
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        for item in self._objects(prefix):
+    def names(self, prefix: str = "", deep: bool = True) -> Iterator[str]:
+        for item in self._objects(prefix, deep):
             yield self._name(item["Key"])
 
     def download(self, prefix: str, folder: Path) -> None:
@@ -160,13 +167,17 @@ class S3Storage:
         with _explained(f"{self.uri}/{name}"):
             self.client.upload_file(str(path), self.bucket, self._key(name), ExtraArgs={"ChecksumAlgorithm": "SHA256"})
 
+    def remove(self, prefix: str) -> None:
+        for name in list(self.names(prefix)):
+            self._delete(name)
+
     def _delete(self, name: str) -> None:
         with _explained(f"{self.uri}/{name}"):
             self.client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
-    def _objects(self, prefix: str) -> Iterator[dict[str, Any]]:
+    def _objects(self, prefix: str, deep: bool = True) -> Iterator[dict[str, Any]]:
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=f"{self._key(prefix)}/".lstrip("/")
+            Bucket=self.bucket, Prefix=f"{self._key(prefix)}/".lstrip("/"), Delimiter="" if deep else "/"
         )
         with _explained(self.uri):
             for page in pages:

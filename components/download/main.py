@@ -11,48 +11,58 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
-import multiprocessing
 import os
 import shutil
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from components.stage import STAGES, Context, Result
+from components.shards import each_patch
+from components.stage import STAGES, WHOLE, Context, Result, Shard, working_key
 from sr_core.config import Config, Grid, parse_config
 from sr_core.errors import AreaError, DataError
 from sr_core.patches import EOPatch, Patch, make_patch, part_path, plan_patches, save_part, write_index
-from sr_core.progress import track
 from sr_core.sources import SECRETS, Region, Source, open_source
+
+NO_DATA = "nodata"
+"""Empty file in the folder of a patch that was read and has no valid pixel, until the stage is finished."""
 
 
 def work(context: Context) -> Result:
     """Read the patches of an area from a source."""
     config = context.config
-    source = open_source(config, secrets())
-    patches, outside = plan(config, source)
-    todo = [patch for patch in patches if not part_path(context.output, patch, "s2").is_dir()]
-    without_data = set()
-    for patch, has_data in track(fetch_all(config, source, context.output, todo), "patches", total=len(todo)):
-        if not has_data:
-            without_data.add(patch)
-    kept = [patch for patch in patches if patch not in without_data]
+    share(context, WHOLE)
+    patches, outside = plan(config, source_of(context))
+    kept = [patch for patch in patches if part_path(context.output, patch, "s2").is_dir()]
     if not kept:
         raise DataError(
             f"source {config.source.kind}: all pixels of all dates of all {len(patches)} patches are nodata;"
             " expected some data (is source.nodata right?)"
         )
+    for marker in context.output.glob(f"*/*/{NO_DATA}"):
+        shutil.rmtree(marker.parent)
     write_index(context.output, kept)
     counts = {
         "patches": len(kept),
         "s2_acquisitions": sum(dates_of(part_path(context.output, patch, "s2")) for patch in kept),
         "vhr_acquisitions": sum(dates_of(part_path(context.output, patch, "vhr")) for patch in kept),
-        "left_out": {"not_covered": outside, "nodata": len(without_data)},
+        "left_out": {"not_covered": outside, "nodata": len(patches) - len(kept)},
     }
     return Result(counts)
+
+
+def share(context: Context, shard: Shard) -> int:
+    """Read a shard's patches, those that are not there. Returns how many patches the shard has."""
+    patches = shard.of(plan(context.config, source_of(context))[0])
+    todo = [patch for patch in patches if not is_read(context.output, patch)]
+    each_patch(context, todo, fetch_patch, "patches")
+    return len(patches)
+
+
+def is_read(output: Path, patch: Patch) -> bool:
+    """Whether a patch is finished, with data or without."""
+    return any(part_path(output, patch, part).exists() for part in ("s2", NO_DATA))
 
 
 def plan(config: Config, source: Source) -> tuple[list[Patch], int]:
@@ -105,46 +115,24 @@ def covers(region: Region, patch: Patch) -> bool:
     )
 
 
-def fetch_all(config: Config, source: Source, output: Path, patches: list[Patch]) -> Iterator[tuple[Patch, bool]]:
-    """Fetch patches, `download.workers` at once, in any order; the first error ends it."""
-    workers = min(config.preparation.workers, len(patches))
-    if workers <= 1:
-        for patch in patches:
-            yield patch, fetch(config, source, output, patch)
-        return
-    # spawned, not forked: GDAL and HDF5 hold threads and locks that do not survive a fork
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent)
-    try:
-        text = config.model_dump_json()
-        for future in as_completed([pool.submit(fetch_one, text, output, patch) for patch in patches]):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def source_of(context: Context) -> Source:
+    """The source that a stage reads."""
+    return opened(context.config.model_dump_json(), context.key)
 
 
-def end_with_parent() -> None:
-    """Make a worker end when the stage is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+@lru_cache(maxsize=1)
+def opened(config_text: str, key: str) -> Source:
+    """The source of a configuration, opened once a process; `key` stands for what its files were."""
+    return open_source(parse_config(json.loads(config_text)), secrets())
 
 
-def fetch_one(config_text: str, output: Path, patch: Patch) -> tuple[Patch, bool]:
-    """`fetch` in a worker, which opens the source once. Tells which patch it was."""
-    return patch, fetch(*opened(config_text), output, patch)
-
-
-@cache
-def opened(config_text: str) -> tuple[Config, Source]:
-    """A configuration from its JSON text, and its source."""
-    config = parse_config(json.loads(config_text))
-    return config, open_source(config, secrets())
+def fetch_patch(config: Config, inputs: Mapping[str, Path], output: Path, patch: Patch) -> None:
+    """Read one patch, or note that it has no data."""
+    source = opened(config.model_dump_json(), working_key(output) or "")
+    if not fetch(config, source, output, patch):
+        marker = part_path(output, patch, NO_DATA)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
 
 
 def fetch(config: Config, source: Source, output: Path, patch: Patch) -> bool:
