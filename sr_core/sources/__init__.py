@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from eolearn.core import EOPatch
 
@@ -48,6 +48,32 @@ class Source(Protocol):
 
     def fingerprint(self) -> Any:
         """JSON-ready value that changes when the source's own files do; None for a pure function."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a download takes, before it is made."""
+
+    patches: int
+    acquisitions: Mapping[str, int]
+    """By sensor ("s2", "vhr"), counted patch by patch."""
+    requests: int
+    processing_units: float
+    bytes: int
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A source whose service counts what is taken from it."""
+
+    def admit(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
+        """What reading these patches takes, without reading them.
+
+        Raises `SourceError` where it is more than the configuration allows.
+        """
+
+    def estimate(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
+        """The same, without a limit."""
 
 
 def open_source(config: Config, secrets: Mapping[str, str] | None = None) -> Source:
