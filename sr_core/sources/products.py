@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,18 +68,31 @@ SIDE_DATES = 6
 DARK_END = 5.0
 """Percentile of a date's pixels that stands for its dark end: bright clouds do not move it."""
 SAMPLE = 2000
+NAMED_DATES = 8
+
+
+CURE = "Keep the official product names, or remove the offset from the files"
 
 
 def check_offsets(
-    values: NDArray[np.int32], valid: NDArray[np.bool_], timestamps: list[dt.datetime], baselines: list[str], name: str
+    values: NDArray[np.int32],
+    valid: NDArray[np.bool_],
+    timestamps: list[dt.datetime],
+    baselines: list[str],
+    name: str,
+    *,
+    certain: Sequence[bool] | None = None,
+    cure: str = CURE,
 ) -> None:
     """Raise `DataError` where a series keeps, or has lost twice, the offset of baseline 04.00 on some of its dates.
 
-    `values` (T, H, W, 4) are reflectance x 10000 after removal of the offset by name and before clipping. Only dates
-    of different or unknown baselines are compared. Clouds and haze raise single dates too, so a jump counts only
-    where the ground keeps its structure, or where whole stretches of the series are raised.
+    `values` (T, H, W, 4) are reflectance x 10000 after removal of the offset and before clipping. Dates whose offset is
+    `certain` are not compared with each other; by default those of one known baseline are not. Clouds and haze raise
+    single dates too, so a jump counts only where the ground keeps its structure, or where whole stretches of the series
+    are raised. The error names the dates on both sides of the jump and ends with the `cure`.
     """
-    if len(set(baselines)) == 1 and baselines[0] != UNKNOWN:
+    kinds = baselines if certain is None else ["certain" if sure else UNKNOWN for sure in certain]
+    if len(set(kinds)) == 1 and kinds[0] != UNKNOWN:
         return
     flat, seen = values.reshape(len(values), -1, 4), valid.reshape(len(values), -1)
     step = max(1, flat.shape[1] // SAMPLE)
@@ -86,61 +100,50 @@ def check_offsets(
     enough = np.isfinite(pixels[..., 0]).mean(axis=1) > 0.1
     dates = [index for index in range(len(pixels)) if enough[index]]
 
-    def differ(first: int, second: int) -> bool:
-        return baselines[first] != baselines[second] or baselines[first] == UNKNOWN
+    def jump(first: Sequence[int], second: Sequence[int], found: float) -> DataError:
+        return DataError(
+            f"{name}: reflectance x 10000 jumps by {found:+.0f} from {_told(first, timestamps, baselines)} to"
+            f" {_told(second, timestamps, baselines)}; expected one radiometry: some dates seem to keep the offset of"
+            f" {OFFSET} of processing baseline {OFFSET_SINCE} and later (or to have lost it twice). {cure}"
+        )
 
     for place, late in enumerate(dates):
         for early in dates[max(0, place - NEIGHBOURS) : place]:
             difference = pixels[late] - pixels[early]
             difference = difference[np.isfinite(difference[:, 0])]
-            if not differ(early, late) or len(difference) < SAMPLE // 100:
+            if (kinds[early] == kinds[late] != UNKNOWN) or len(difference) < SAMPLE // 100:
                 continue
             low, middle, high = np.percentile(difference, [25, 50, 75], axis=0)
             if (np.abs(np.abs(middle) - OFFSET) < PAIR_TOLERANCE).all() and (high - low < PAIR_TOLERANCE).all():
-                raise _jump(name, [early], [late], float(middle.mean()), timestamps, baselines)
+                raise jump([early], [late], float(middle.mean()))
     if not dates:
         return
     dark = np.nanpercentile(pixels[dates, :, :3], DARK_END, axis=1)
-    for first, second in _sides([baselines[index] for index in dates]):
+    for first, second in _sides([kinds[index] for index in dates]):
         if min(len(first), len(second)) < SIDE_DATES:
             continue
         step_up = dark[second].min(axis=0) - dark[first].min(axis=0)
         if (np.abs(np.abs(step_up) - OFFSET) < SIDE_TOLERANCE).all():
-            raise _jump(
-                name,
-                [dates[i] for i in first],
-                [dates[i] for i in second],
-                float(step_up.mean()),
-                timestamps,
-                baselines,
-            )
+            raise jump([dates[i] for i in first], [dates[i] for i in second], float(step_up.mean()))
 
 
-def _sides(baselines: list[str]) -> list[tuple[list[int], list[int]]]:
-    """Ways to part a series in two where the offset may differ: by time, and by baseline."""
-    every = range(len(baselines))
+def _sides(kinds: list[str]) -> list[tuple[list[int], list[int]]]:
+    """Ways to part a series in two where the offset may differ: by time, and by kind."""
+    every = range(len(kinds))
     parts = [
         (list(every[:cut]), list(every[cut:]))
         for cut in every[1:]
-        if baselines[cut - 1] != baselines[cut] or baselines[cut] == UNKNOWN
+        if kinds[cut - 1] != kinds[cut] or kinds[cut] == UNKNOWN
     ]
-    for baseline in sorted(set(baselines)):
-        inside = [index for index in every if baselines[index] == baseline]
-        parts.append(([index for index in every if baselines[index] != baseline], inside))
+    for kind in sorted(set(kinds)):
+        inside = [index for index in every if kinds[index] == kind]
+        parts.append(([index for index in every if kinds[index] != kind], inside))
     return parts
 
 
-def _jump(
-    name: str, early: list[int], late: list[int], found: float, timestamps: list[dt.datetime], baselines: list[str]
-) -> DataError:
-    def told(indices: list[int]) -> str:
-        ends = sorted({min(indices), max(indices)})
-        named = ", ".join(sorted({baselines[index] for index in indices}))
-        return f"{' to '.join(str(timestamps[index].date()) for index in ends)} (baseline {named})"
-
-    return DataError(
-        f"{name}: reflectance x 10000 jumps by {found:+.0f} from {told(early)} to {told(late)};"
-        f" expected one radiometry: some dates seem to keep the offset of {OFFSET} of processing baseline"
-        f" {OFFSET_SINCE} and later (or to have lost it twice). Keep the official product names, or remove the"
-        " offset from the files"
-    )
+def _told(indices: Sequence[int], timestamps: list[dt.datetime], baselines: list[str]) -> str:
+    """Dates for a message: each of a few, the first and the last of many."""
+    days = [str(timestamps[index].date()) for index in sorted(indices)]
+    named = ", ".join(sorted({baselines[index] for index in indices}))
+    listed = ", ".join(days) if len(days) <= NAMED_DATES else f"{days[0]} to {days[-1]} ({len(days)} dates)"
+    return f"{listed} (baseline {named})"
