@@ -22,6 +22,7 @@ Box = tuple[float, float, float, float]
 SplitName = Literal["train", "val", "test"]
 BandName = Literal["blue", "green", "red", "nir"]
 AssetName = Literal["blue", "green", "red", "nir", "scl"]
+PerBand = Annotated[float, Field(gt=0)] | dict[BandName, Annotated[float, Field(gt=0)]]
 
 
 class Section(BaseModel):
@@ -81,14 +82,34 @@ class SimulatedSource(Section):
 
 
 class FilesSource(Section):
-    """Folders of GeoTIFFs (one file a band, or one a date) or NetCDF series; VHR optional."""
+    """Folders of SAFE products, GeoTIFFs (one file a band, or one a date) or NetCDF series; VHR optional."""
 
     kind: Literal["files"] = Field(description="Sentinel-2 that lies in a folder")
     path: Path = Field(description="folder with the Sentinel-2 series")
-    vhr_path: Path | None = Field(None, description="folder with VHR GeoTIFFs (4 bands B,G,R,NIR), one a date")
+    vhr_path: Path | None = Field(
+        None, description="folder with orthorectified VHR GeoTIFFs, a file an acquisition, DIMAP metadata beside"
+    )
+    vhr_bands: dict[BandName, Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="which bands of a VHR file are blue, green, red and nir, from 1; none: as its metadata say"
+    )
+    vhr_radiance_per_dn: PerBand | None = Field(
+        None,
+        description="radiance, W m-2 sr-1 um-1, of a VHR value of 1: one number, or one a band; none: by DIMAP metadata",
+    )
+    vhr_gain: Literal["auto", "divide", "multiply"] = Field(
+        "auto", description="what DIMAP gains do to VHR values; auto: multiply for Deimos-2, else divide"
+    )
     region: str = Field("area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics")
     nodata: int = Field(0, ge=0, le=65535, description="value of pixels without data")
     max_bad_scl: Fraction = Field(1.0, description="dates with a larger share of bad SCL classes are not read")
+
+    @model_validator(mode="after")
+    def _every_band(self) -> FilesSource:
+        for key in ("vhr_bands", "vhr_radiance_per_dn"):
+            given = getattr(self, key)
+            if isinstance(given, dict) and len(given) < 4:
+                raise ValueError(f"{key} needs blue, green, red and nir; found {', '.join(given) or 'none'}")
+        return self
 
 
 class SentinelHubSource(Section):
@@ -226,11 +247,16 @@ class QualityGate(Section):
     )
     min_ssim: float = Field(0.2, ge=-1, le=1, description="VHR against bicubic Sentinel-2, per sample")
     min_psnr: float = Field(10.0, description="VHR against bicubic Sentinel-2, dB, per sample")
+    max_share_uniform: Fraction = Field(
+        0.5, description="training samples of one uniform kind of land beyond this share of them are dropped"
+    )
     min_samples: dict[SplitName, int] = Field(
         default_factory=_min_samples, description="fewer kept samples of a split fail the gate"
     )
     max_drift: float = Field(
-        0.05, gt=0, description="a tile whose median is farther from its region's is reported, reflectance"
+        0.05,
+        gt=0,
+        description="a tile whose truth lies farther from Sentinel-2 than this (median, reflectance) is reported",
     )
     max_dropped: Fraction = Field(0.9, description="a larger share of dropped samples fails the gate")
     split: Split = Field(default_factory=lambda: Split())

@@ -1,8 +1,9 @@
 """The quality gate: what a set of samples must be before anything is trained on it.
 
-A Great Expectations suite validates the table of samples. An expectation is critical (it decides the verdict)
-or a warning (it is reported). `gate.json` holds the verdict with every expectation, `gate.html` shows it to
-people, and `data_docs/` is Great Expectations' own rendering.
+Great Expectations suites validate the candidates, the samples that are kept, the tiles they come from and the set as a
+whole. An expectation is critical (it decides the verdict) or a warning (it is reported). `gate.json` holds the verdict
+with every expectation, `unexpected.parquet` everything that breaks one, `gate.html` shows it to people, and
+`data_docs/` is Great Expectations' own rendering.
 """
 
 from __future__ import annotations
@@ -17,22 +18,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 import great_expectations as gx
+import numpy as np
 import pandas as pd
 
+from sr_core import BANDS
 from sr_core.config import QualityGate
-from sr_core.quality.gate_page import page
+from sr_core.quality.gate_page import Pair, page
+from sr_core.quality.selection import Selection, Thresholds, to_json
+from sr_core.samples.land import KINDS
 from sr_core.samples.split import SPLITS, shared_ground
-from sr_core.samples.store import COLUMNS
+from sr_core.samples.store import COLUMNS, FLOATS
 
 REPORT = "gate.json"
+UNEXPECTED = "unexpected.parquet"
 PAGE = "gate.html"
 DATA_DOCS = "data_docs"
 
 Severity = Literal["critical", "warning"]
 
-_KEPT = "kept_samples"
-_SET = "sample_set"
+_CANDIDATES, _KEPT, _TILES, _SET = "candidates", "kept_samples", "tiles", "sample_set"
+_NAMES = {_CANDIDATES: "sample_id", _KEPT: "sample_id", _TILES: "tile"}
+"""The column that names a row of each table; the set has one row and no name."""
 _NAMED = 10
+_TYPES = {
+    "int64": ("row", "cluster", "n_frames", "lr_row", "lr_col"),
+    "float64": FLOATS,
+    "bool": ("kept",),
+    "datetime64[us]": ("target_date", "latest_date"),
+}
+REASONS = ("", "cloud", "shadow", "nodata", "frames", "latest_age", "ssim", "psnr", "balance")
+
+Expected = list[tuple[str, str, Any]]
+"""Name for people, what is expected in words, and the expectation."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Check:
     success: bool
     severity: Severity
     samples: tuple[str, ...]
-    """Some of the samples that break it, at most ten."""
+    """Some of the samples, or tiles, that break it, at most ten; all of them are in `unexpected.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +82,40 @@ class Verdict:
         return {"verdict": self.verdict, "counts": dict(self.counts), "expectations": [asdict(c) for c in self.checks]}
 
 
-def run_gate(table: pd.DataFrame, config: QualityGate, pairing: str, folder: Path) -> Verdict:
-    """Validate the table of samples (`sr_core.samples.store.COLUMNS`), and write `gate.json`, `gate.html` and
-    `data_docs/` into `folder`, each aside and renamed."""
+def run_gate(
+    selection: Selection,
+    config: QualityGate,
+    pairing: str,
+    folder: Path,
+    pairs: Mapping[str, Pair] | None = None,
+    attribution: str = "",
+) -> Verdict:
+    """Validate the table of samples, and write `gate.json`, `unexpected.parquet`, `gate.html` and `data_docs/` into
+    `folder`, each aside and renamed. `pairs` are pictures of the selection's examples for the page, by sample id,
+    and `attribution` what has to be said of them."""
+    table = selection.table
     counts = count(table)
-    kept, whole = _frames(table, counts)
     docs = folder / f".{DATA_DOCS}.{os.getpid()}"
     shutil.rmtree(docs, ignore_errors=True)
-    checks = _validate({_KEPT: (kept, _of_samples(config)), _SET: (whole, _of_set(config))}, docs)
+    checks, unexpected = _validate(
+        {
+            _CANDIDATES: (_plain(table), _of_candidates()),
+            _KEPT: (_plain(table[table["kept"]]), _of_samples(config, selection.thresholds)),
+            _TILES: (tiles(table), _of_tiles(config)),
+            _SET: (_whole(table, counts), _of_set(config)),
+        },
+        docs,
+    )
     failed = any(check.severity == "critical" and not check.success for check in checks)
     verdict = Verdict("fail" if failed else "pass", counts, tuple(checks))
     shutil.rmtree(folder / DATA_DOCS, ignore_errors=True)
     docs.rename(folder / DATA_DOCS)
-    _write(folder / PAGE, page(table, verdict.to_json(), config, pairing))
-    _write(folder / REPORT, json.dumps(verdict.to_json(), indent=1))
+    aside = folder / f".{UNEXPECTED}"
+    unexpected.to_parquet(aside, index=False)
+    aside.replace(folder / UNEXPECTED)
+    report = {**verdict.to_json(), **to_json(selection)}
+    _write(folder / PAGE, page(selection, report, config, pairing, pairs or {}, attribution))
+    _write(folder / REPORT, json.dumps(report, indent=1))
     return verdict
 
 
@@ -93,21 +130,45 @@ def count(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _frames(table: pd.DataFrame, counts: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The kept samples, a row each, and what is true of the set, in one row."""
+def tiles(table: pd.DataFrame) -> pd.DataFrame:
+    """How far the truth of each tile lies from the Sentinel-2 frames it is paired with, over its kept samples:
+    columns `tile`, `region`, `samples`, `bias_<band>` (reflectance, the median over samples), and `drift`, the largest
+    of these in absolute value."""
+    names = [f"bias_{band}" for band in BANDS]
+    grouped = table[table["kept"]].groupby(["region", "tile"], sort=True)
+    found = grouped[names].median().assign(samples=grouped.size()).reset_index()
+    return found.assign(drift=found[names].abs().max(axis=1))
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(table.drop(columns="geometry")).reset_index(drop=True)
+
+
+def _whole(table: pd.DataFrame, counts: Mapping[str, Any]) -> pd.DataFrame:
+    """What is true of the set, in one row."""
     kept = table[table["kept"]]
     chips = kept.drop_duplicates(["region", "patch", "lr_row", "lr_col", "split"])
-    overlaps = shared_ground(list(chips["geometry"]), list(chips["split"]))
+    rows = kept["row"].to_numpy()
     whole = {
         **{f"{split}_samples": counts[split] for split in SPLITS},
         "dropped_share": 1.0 - counts["kept"] / max(counts["samples"], 1),
-        "shared_footprints": len(overlaps),
+        "shared_footprints": len(shared_ground(list(chips["geometry"]), list(chips["split"]))),
+        "rows_out_of_place": int((rows != np.arange(len(rows))).sum()),
     }
-    return pd.DataFrame(kept.drop(columns="geometry")).reset_index(drop=True), pd.DataFrame([whole])
+    return pd.DataFrame([whole])
 
 
-def _of_samples(config: QualityGate) -> list[tuple[str, str, Any]]:
-    """Name, what is expected and expectation of every kept sample."""
+def _of_candidates() -> Expected:
+    """Of every candidate, kept or not."""
+    e = gx.expectations
+    return [
+        ("Unique ids", "no id twice", e.ExpectColumnValuesToBeUnique(column="sample_id")),
+        ("Reasons", "known ones", e.ExpectColumnValuesToBeInSet(column="reason", value_set=list(REASONS))),
+    ]
+
+
+def _of_samples(config: QualityGate, thresholds: Thresholds) -> Expected:
+    """Of every kept sample."""
     columns = [name for name in COLUMNS if name != "geometry"]
     e = gx.expectations
     low = config.min_frames
@@ -118,11 +179,15 @@ def _of_samples(config: QualityGate) -> list[tuple[str, str, Any]]:
             e.ExpectTableColumnsToMatchSet(column_set=columns, exact_match=True),
         ),
         *(
+            (f"Type of {name}", kind, e.ExpectColumnValuesToBeOfType(column=name, type_=kind))
+            for kind, names in _TYPES.items()
+            for name in names
+        ),
+        *(
             (f"Complete {name}", "no null", e.ExpectColumnValuesToNotBeNull(column=name))
             for name in columns
             if name != "reason"
         ),
-        ("Unique ids", "no id twice", e.ExpectColumnValuesToBeUnique(column="sample_id")),
         ("Unique rows", "no row of the store twice", e.ExpectColumnValuesToBeUnique(column="row")),
         (
             "Splits",
@@ -131,13 +196,25 @@ def _of_samples(config: QualityGate) -> list[tuple[str, str, Any]]:
         ),
         (
             "SSIM",
-            f"{config.min_ssim:g} to 1",
-            e.ExpectColumnValuesToBeBetween(column="ssim", min_value=config.min_ssim, max_value=1.0 + 1e-6),
+            f"{thresholds.min_ssim:.4g} to 1",
+            e.ExpectColumnValuesToBeBetween(column="ssim", min_value=thresholds.min_ssim, max_value=1.0 + 1e-6),
         ),
         (
             "PSNR",
-            f"at least {config.min_psnr:g} dB",
-            e.ExpectColumnValuesToBeBetween(column="psnr", min_value=config.min_psnr),
+            f"at least {thresholds.min_psnr:.4g} dB",
+            e.ExpectColumnValuesToBeBetween(column="psnr", min_value=thresholds.min_psnr),
+        ),
+        ("MSE", "0 to 1", e.ExpectColumnValuesToBeBetween(column="mse", min_value=0.0, max_value=1.0)),
+        ("Land", f"one of {', '.join(KINDS)}", e.ExpectColumnValuesToBeInSet(column="land", value_set=list(KINDS))),
+        (
+            "Frames come first",
+            "the latest frame is not later than the truth",
+            e.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A="target_date",
+                column_B="latest_date",
+                or_equal=True,
+                ignore_row_if="either_value_is_missing",
+            ),
         ),
         (
             "Frames a sample",
@@ -152,8 +229,21 @@ def _of_samples(config: QualityGate) -> list[tuple[str, str, Any]]:
     ]
 
 
-def _of_set(config: QualityGate) -> list[tuple[str, str, Any]]:
-    """Name, what is expected and expectation of the set as a whole."""
+def _of_tiles(config: QualityGate) -> Expected:
+    """Of every tile (VHR tile or Sentinel-2 product) with kept samples."""
+    return [
+        (
+            "Radiometry of tiles",
+            f"medians within {config.max_drift:g} of Sentinel-2's, reflectance",
+            gx.expectations.ExpectColumnValuesToBeBetween(
+                column="drift", max_value=config.max_drift, severity="warning"
+            ),
+        )
+    ]
+
+
+def _of_set(config: QualityGate) -> Expected:
+    """Of the set as a whole."""
     e = gx.expectations
     return [
         *(
@@ -174,11 +264,19 @@ def _of_set(config: QualityGate) -> list[tuple[str, str, Any]]:
             "no footprint overlaps one of another split",
             e.ExpectColumnValuesToBeBetween(column="shared_footprints", max_value=0),
         ),
+        (
+            "Rows of the store",
+            "0, 1, 2 ... without a gap",
+            e.ExpectColumnValuesToBeBetween(column="rows_out_of_place", max_value=0),
+        ),
     ]
 
 
-def _validate(suites: Mapping[str, tuple[pd.DataFrame, list[tuple[str, str, Any]]]], docs: Path) -> list[Check]:
-    """Run each suite on its table and render the Data Docs into `docs`."""
+def _validate(suites: Mapping[str, tuple[pd.DataFrame, Expected]], docs: Path) -> tuple[list[Check], pd.DataFrame]:
+    """Run each suite on its table and render the Data Docs into `docs`.
+
+    Returns the checks, and a row for everything that breaks one: columns `table`, `check`, `severity`, `name`.
+    """
     # its notices are about its own set-up, which is fixed here
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context = gx.get_context(mode="ephemeral")
@@ -188,7 +286,8 @@ def _validate(suites: Mapping[str, tuple[pd.DataFrame, list[tuple[str, str, Any]
     site["store_backend"] = {**site["store_backend"], "base_directory": str(docs)}
     context.update_data_docs_site("local_site", {**site, "show_how_to_buttons": False})
     source = context.data_sources.add_pandas("samples")
-    checks = []
+    checks: list[Check] = []
+    broken: list[dict[str, str]] = []
     for name, (table, expectations) in suites.items():
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
         suite = gx.ExpectationSuite(name)
@@ -196,36 +295,50 @@ def _validate(suites: Mapping[str, tuple[pd.DataFrame, list[tuple[str, str, Any]
             expectation.meta = {"position": position}
             suite.add_expectation(expectation)
         definition = gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add(suite))
-        identity = {"unexpected_index_column_names": ["sample_id"]} if "sample_id" in table else {}
         validation = context.validation_definitions.add(definition).run(
-            batch_parameters={"dataframe": table}, result_format={"result_format": "COMPLETE", **identity}
+            batch_parameters={"dataframe": table}, result_format={"result_format": "COMPLETE"}
         )
         results = sorted(validation.results, key=lambda result: result.expectation_config.meta["position"])
         for (title, expected, _), result in zip(expectations, results, strict=True):
-            checks.append(_check(title, expected, result, table))
+            named = _unexpected(result, table, _NAMES.get(name))
+            checks.append(_check(title, expected, result, table, named, name))
+            broken += [{"table": name, "check": title, "severity": checks[-1].severity, "name": one} for one in named]
     context.build_data_docs()
-    return checks
+    return checks, pd.DataFrame(broken, columns=["table", "check", "severity", "name"], dtype=object)
 
 
-def _check(title: str, expected: str, result: Any, table: pd.DataFrame) -> Check:
+def _unexpected(result: Any, table: pd.DataFrame, column: str | None) -> list[str]:
+    """Names of all rows that break an expectation."""
+    if column is None or column not in table:
+        return []
+    rows = (result.result or {}).get("unexpected_index_list") or []
+    return [str(name) for name in table[column].iloc[rows]]
+
+
+def _check(title: str, expected: str, result: Any, table: pd.DataFrame, named: list[str], of: str) -> Check:
     """A Great Expectations result in our words. One that could not be evaluated is not met."""
     settings, details = result.expectation_config, result.result or {}
     severity: Severity = "warning" if str(settings.severity).lower().endswith("warning") else "critical"
     column = settings.kwargs.get("column")
-    if column is None:
-        found = "these" if result.success else ", ".join(map(str, details.get("observed_value", ())))
-    elif "unexpected_count" not in details:
-        found = "an error" if column in table else "no such column"
-    elif "sample_id" not in table:
+    what = "tiles" if of == _TILES else "candidates" if of == _CANDIDATES else "samples"
+    if "unexpected_count" not in details:
+        observed = details.get("observed_value")
+        if result.success:
+            found = "these" if column is None else str(observed or expected)
+        elif column is not None and column not in table:
+            found = "no such column"
+        elif isinstance(observed, list):
+            found = ", ".join(map(str, observed))
+        else:
+            found = str(observed or "an error")
+    elif of == _SET:
         value = table[column].iloc[0]
         found = f"{value:.0%}" if column.endswith("_share") else f"{value}"
-    elif details["unexpected_count"]:
-        found = f"{details['unexpected_count']} of {len(table)} samples otherwise" + _range(table[column])
     else:
-        found = f"all {len(table)} samples" + _range(table[column])
-    broken = (details.get("unexpected_index_list") or [])[:_NAMED] if "sample_id" in table else []
-    names = tuple(str(row["sample_id"]) for row in broken)
-    return Check(title, settings.type, expected, found, bool(result.success), severity, names)
+        number = details["unexpected_count"]
+        found = f"{number} of {len(table)} {what} otherwise" if number else f"all {len(table)} {what}"
+        found += "" if column is None else _range(table[column])
+    return Check(title, settings.type, expected, found, bool(result.success), severity, tuple(named[:_NAMED]))
 
 
 def _range(values: pd.Series[Any]) -> str:

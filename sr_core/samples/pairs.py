@@ -11,6 +11,7 @@ quality of resulting images, Photogrammetric Engineering and Remote Sensing 63, 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ from sr_core.patches import S2_GSD, Patch
 from sr_core.quality.scores import Scores, score
 from sr_core.radiometry.resample import bicubic_upsample, degrade
 from sr_core.samples.frames import age_days, choose_frames
+from sr_core.samples.land import kind_of_land
 from sr_core.samples.split import ChipWindow, footprint
 from sr_core.samples.store import Candidate, Samples
 from sr_core.series import S2Series, VHRSeries
@@ -165,10 +167,11 @@ def degrade_clear(
 def cut(
     frames: Frames, truths: Sequence[Truth], windows: Sequence[ChipWindow], config: QualityGate
 ) -> tuple[list[Candidate], Samples]:
-    """Cut the pair of every truth and window, score it, and keep it or say why not.
+    """Cut the pair of every truth and window and score it, or say why there is none.
 
-    Returns the candidates, truth by truth in the windows' order, and the samples of those that are kept. A test
-    candidate exists from `config.split.test_from` on only.
+    Returns the candidates, truth by truth in the windows' order, and the samples of those that have scores; whether
+    these are good enough is decided on the whole set (`sr_core.quality.selection`). A test candidate exists from
+    `config.split.test_from` on only.
     """
     side = config.chip_px
     fractions = [frames.clear[:, w.row : w.row + side, w.column : w.column + side].mean(axis=(1, 2)) for w in windows]
@@ -194,13 +197,16 @@ def cut(
                     max_cloud=config.max_frame_cloud,
                 )
                 reason = _unusable_frames(frames, truth, chosen, config)
-            scores = _NO_SCORES
+            scores, bias, land = _NO_SCORES, (math.nan,) * len(BANDS), ""
             if not reason:
                 sample = _sample(frames, truth, window, chosen, config.frames, side)
                 scores = _score(sample)
-                reason = rejection(scores, config)
-                if not reason:
+                if math.isnan(scores.psnr):
+                    reason = "cloud"  # clear each, but nowhere together
+                else:
                     kept.append(sample)
+                    bias = _bias(sample)
+                    land = kind_of_land(sample.lr[0, 0], sample.lr_clear[0, 0])
             name = f"{frames.patch.region}_{frames.patch.id}_{window.row:03d}_{window.column:03d}"
             name += f"_{truth.timestamp:%Y%m%dT%H%M%S}"
             # tiles of one pass overlap: the same chip and time, another truth
@@ -220,19 +226,17 @@ def cut(
                     ssim=scores.ssim,
                     psnr=scores.psnr,
                     mse=scores.mse,
+                    bias_blue=bias[0],
+                    bias_green=bias[1],
+                    bias_red=bias[2],
+                    bias_nir=bias[3],
+                    land=land,
                     kept=not reason,
                     reason=reason,
                     geometry=geometry,
                 )
             )
     return candidates, Samples.stack([Samples.zeros(0, config.frames, side), *kept])
-
-
-def rejection(scores: Scores, config: QualityGate) -> str:
-    """Why the gate drops a pair of these scores: "ssim" or "psnr"; "" where it keeps it."""
-    if not scores.ssim >= config.min_ssim:
-        return "ssim"
-    return "" if scores.psnr >= config.min_psnr else "psnr"
 
 
 def dropped_acquisitions(acquisitions: pd.DataFrame, patch: Patch, sensor: str) -> Reasons:
@@ -305,6 +309,13 @@ def _score(sample: Samples) -> Scores:
     truth = sample.hr[0].astype(np.float32) / REFLECTANCE_SCALE
     latest = bicubic_upsample(sample.lr[0, 0].astype(np.float32) / REFLECTANCE_SCALE)
     return score(truth, latest, sample.hr_clear[0] & _upsample_mask(sample.lr_clear[0, 0]))
+
+
+def _bias(sample: Samples) -> tuple[float, ...]:
+    """Median of each band of the truth less that of the latest frame, reflectance, each over its clear pixels."""
+    truth = np.median(sample.hr[0][:, sample.hr_clear[0]], axis=1)
+    latest = np.median(sample.lr[0, 0][:, sample.lr_clear[0, 0]], axis=1)
+    return tuple(((truth - latest) / REFLECTANCE_SCALE).tolist())
 
 
 def _vhr_truth(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,26 @@ class Candidate:
     psnr: float
     mse: float
     """Truth against the bicubic latest frame; NaN where no pair could be cut."""
+    bias_blue: float
+    bias_green: float
+    bias_red: float
+    bias_nir: float
+    """Median of the truth less that of the latest frame, reflectance; NaN where no pair could be cut."""
+    land: str
+    """What the latest frame shows: one of `sr_core.samples.land.KINDS`; "" where no pair could be cut."""
     kept: bool
+    """In a part: it has images."""
     reason: str
-    """Why it was dropped: "cloud", "shadow", "nodata", "frames", "latest_age", "ssim", "psnr"; "" when kept."""
+    """Why it was dropped: "cloud", "shadow", "nodata", "frames", "latest_age"; on the whole set also "ssim", "psnr",
+    "balance"; "" when kept."""
     geometry: Polygon
     """Footprint in EPSG:4326."""
 
 
-COLUMNS = ("sample_id", "row", *(field.name for field in fields(Candidate) if field.name != "sample_id"))
-"""Columns of the table; `row` is the sample's row in the arrays, -1 where it was dropped."""
+COLUMNS = ("sample_id", "row", "cluster", *(field.name for field in fields(Candidate) if field.name != "sample_id"))
+"""Columns of the table; `row` is the sample's row in the arrays, -1 where it was dropped; `cluster` is that of its
+scores, 0 the worst, -1 where it has none."""
+FLOATS = ("ssim", "psnr", "mse", *(f"bias_{band}" for band in BANDS))
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class Samples:
         """Samples of several parts, one after the other."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in _names()))
 
-    def __getitem__(self, rows: slice) -> Samples:
+    def __getitem__(self, rows: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Samples:
         return Samples(*(getattr(self, name)[rows] for name in _names()))
 
 
@@ -169,23 +180,31 @@ def write_part(folder: Path, candidates: Sequence[Candidate], samples: Samples) 
     aside.rename(folder)
 
 
-def assemble(parts: Sequence[Path], folder: Path, empty: Samples, attributes: Mapping[str, Any]) -> gpd.GeoDataFrame:
-    """Put the parts together, in their order, as `samples.zarr` and `samples.parquet` in `folder`.
+def read_candidates(parts: Sequence[Path]) -> gpd.GeoDataFrame:
+    """The candidates of all parts, in their order; those that are `kept` have images in their part.
 
-    `empty` gives the arrays' shapes, `attributes` are written beside `scale` and `bands`. Returns the table.
     Raises `ArtifactError` when a part cannot be read.
     """
-    tables = [_read_part_table(part) for part in parts]
-    table = _join(tables)
+    return _join([_read_part_table(part) for part in parts])
+
+
+def assemble(
+    parts: Sequence[Path], table: gpd.GeoDataFrame, folder: Path, empty: Samples, attributes: Mapping[str, Any]
+) -> None:
+    """Put the parts together, in their order, as `samples.zarr` and `samples.parquet` in `folder`.
+
+    `table` (`COLUMNS`) is `read_candidates(parts)` after the selection: what is `kept` in it is taken. `empty` gives
+    the arrays' shapes, `attributes` are written beside `scale` and `bands`. Raises `ArtifactError` when a part cannot
+    be read.
+    """
     kept = table["kept"].to_numpy(bool)
-    table.insert(COLUMNS.index("row"), "row", np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int64))
     aside = _aside(folder / ARRAYS)
     group = zarr.create_group(store=aside, zarr_format=3)
     group.attrs.update({"scale": SCALE, "bands": list(BANDS), **attributes})
     count = int(kept.sum())
     arrays = {name: _create(group, name, count, getattr(empty, name)) for name in _names()}
     begin = 0
-    for block in _blocks(parts, empty):
+    for block in _blocks(parts, kept[table["psnr"].notna().to_numpy()], empty):
         for name, array in arrays.items():
             array[begin : begin + len(block)] = getattr(block, name)
         begin += len(block)
@@ -194,7 +213,20 @@ def assemble(parts: Sequence[Path], folder: Path, empty: Samples, attributes: Ma
     aside = _aside(folder / TABLE)
     table.to_parquet(aside, index=False)
     aside.replace(folder / TABLE)
-    return table
+
+
+def read_images(parts: Sequence[Path], sample_ids: Iterable[str]) -> dict[str, Samples]:
+    """The images of some candidates that have any, kept or not, before the parts are gone."""
+    wanted = set(sample_ids)
+    found: dict[str, Samples] = {}
+    for part in parts:
+        table = _read_part_table(part)
+        names = table.loc[table["kept"], "sample_id"].tolist()
+        mine = [row for row, name in enumerate(names) if name in wanted]
+        if mine:
+            images = _read_part_arrays(part)
+            found |= {names[row]: images[row : row + 1] for row in mine}
+    return found
 
 
 def _names() -> list[str]:
@@ -208,13 +240,13 @@ def _aside(path: Path) -> Path:
 
 
 def _table(candidates: Sequence[Candidate]) -> gpd.GeoDataFrame:
-    columns = [name for name in COLUMNS if name != "row"]
+    columns = [field.name for field in fields(Candidate)]
     rows = [vars(candidate) for candidate in candidates]
     table = gpd.GeoDataFrame(rows, columns=columns, geometry="geometry", crs=_CRS)
     for name in _DATES:
         table[name] = table[name].astype("datetime64[us]")
     kinds = {"n_frames": np.int64, "lr_row": np.int64, "lr_col": np.int64, "kept": bool}
-    return table.astype({**kinds, **dict.fromkeys(("ssim", "psnr", "mse"), np.float64)})
+    return table.astype({**kinds, **dict.fromkeys(FLOATS, np.float64)})
 
 
 def _join(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
@@ -235,16 +267,21 @@ def _damaged(part: Path, error: Exception) -> ArtifactError:
     return ArtifactError(f"{part}: damaged part of the sample store ({error}); delete it and run again")
 
 
-def _blocks(parts: Sequence[Path], empty: Samples) -> Iterator[Samples]:
-    """The samples of all parts in blocks of whole shards."""
-    waiting = empty
+def _read_part_arrays(part: Path) -> Samples:
+    try:
+        with np.load(part / _PART_ARRAYS) as arrays:
+            return Samples(*(arrays[name] for name in _names()))
+    except (OSError, KeyError, ValueError) as error:
+        raise _damaged(part, error) from error
+
+
+def _blocks(parts: Sequence[Path], kept: NDArray[np.bool_], empty: Samples) -> Iterator[Samples]:
+    """The samples of all parts that are `kept` (one flag an image), in blocks of whole shards."""
+    waiting, begin = empty, 0
     for part in parts:
-        try:
-            with np.load(part / _PART_ARRAYS) as arrays:
-                found = Samples(*(arrays[name] for name in _names()))
-        except (OSError, KeyError, ValueError) as error:
-            raise _damaged(part, error) from error
-        waiting = Samples.stack([waiting, found])
+        found = _read_part_arrays(part)
+        waiting = Samples.stack([waiting, found[kept[begin : begin + len(found)]]])
+        begin += len(found)
         whole = len(waiting) // ROWS_A_SHARD * ROWS_A_SHARD
         if whole:
             yield waiting[:whole]

@@ -87,12 +87,22 @@ class TestWald:
         s2.bands[4, 32:64, 64:96] = 0
         reasons = kept(s2)
         reasons[s2.timestamps[2], "p2"] = "cloud"
-        candidates, samples = cut(*wald_pairs(s2, reasons, 0.3), [WINDOW], config(min_psnr=99, min_ssim=-1))
-        assert [c.reason for c in candidates] == ["frames", "psnr", "cloud", "cloud", "nodata", "psnr"]
-        assert len(samples) == 0
+        candidates, samples = cut(*wald_pairs(s2, reasons, 0.3), [WINDOW], config(min_psnr=99, min_ssim=0.999))
+        # the thresholds are for the whole set, later: what has scores has images
+        assert [c.reason for c in candidates] == ["frames", "", "cloud", "cloud", "nodata", ""]
+        assert len(samples) == 2
         assert np.isfinite(candidates[1].psnr) and np.isnan(candidates[2].psnr)
-        candidates, _ = cut(*wald_pairs(s2, reasons, 0.3), [WINDOW], config(min_ssim=0.999))
-        assert [c.reason for c in candidates][-1] == "ssim"
+        assert candidates[1].land != "" and candidates[2].land == ""
+
+    def test_the_bias_is_the_truth_less_the_latest_frame(self):
+        s2 = series()
+        frames, truths = wald_pairs(s2, kept(s2), mtf=0.3)
+        brighter = replace(truths[5], bands=lambda latest: truths[5].bands(latest) + np.uint16(300))
+        (as_it_is,), _ = cut(frames, truths[5:], [WINDOW], config())
+        (moved,), _ = cut(frames, [brighter], [WINDOW], config())
+        for band in ("blue", "green", "red", "nir"):
+            name = f"bias_{band}"
+            assert getattr(moved, name) - getattr(as_it_is, name) == pytest.approx(0.03, abs=1e-6)
 
     def test_test_targets_begin_on_a_day_and_others_do_not(self):
         s2 = series()
