@@ -76,7 +76,7 @@ def work(context: Context) -> Result:
 def share(context: Context, shard: Shard) -> int:
     """Count the pixels of a shard's patches, those that are not counted. Returns how many patches the shard has."""
     table = read_acquisitions(context.inputs["cloud_shadow_filter"])
-    kept: dict[tuple[str, str, str], NDArray[np.intp]] = {
+    kept = {
         place: np.flatnonzero(rows) for place, rows in table.groupby(["region", "patch", "sensor"], sort=False)["kept"]
     }
     none = np.array([], np.intp)
