@@ -79,6 +79,7 @@ class SimulatedSource(Section):
         1.0, ge=0, le=20, description="residual orthorectification error of VHR, rms, metres"
     )
     vhr_cloudy_share: Fraction = Field(0.25, description="share of VHR tiles with some cloud")
+    truth: bool = Field(True, description="write what the sensors hide as well: four fifths of the space of a patch")
 
 
 class FilesSource(Section):
@@ -94,7 +95,7 @@ class FilesSource(Section):
     )
     vhr_radiance_per_dn: PerBand | None = Field(
         None,
-        description="radiance, W m-2 sr-1 um-1, of a VHR value of 1: one number, or one a band; none: by DIMAP metadata",
+        description="radiance (W m-2 sr-1 um-1) of a VHR value of 1, for all bands or for each; none: by DIMAP",
     )
     vhr_gain: Literal["auto", "divide", "multiply"] = Field(
         "auto", description="what DIMAP gains do to VHR values; auto: multiply for Deimos-2, else divide"

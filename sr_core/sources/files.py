@@ -1,9 +1,9 @@
-"""Real Sentinel-2 from files: folders of GeoTIFFs, or NetCDF series, with VHR GeoTIFFs where there are any."""
+"""Real Sentinel-2 from files: SAFE products, GeoTIFFs or NetCDF series, with VHR GeoTIFFs where there are any."""
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,21 @@ import numpy as np
 
 from sr_core.config import FilesSource
 from sr_core.errors import DataError, SourceError
-from sr_core.patches import S2_GSD, VHR_GSD, EOPatch, Patch
+from sr_core.masks.s2cloudless import S2CLOUDLESS_BANDS
+from sr_core.patches import S2_GSD, EOPatch, Patch
 from sr_core.sources import Dates, Region
-from sr_core.sources.geotiff import TiffFrame, band_numbers, grid_of, open_tiffs, read_band
+from sr_core.sources.geotiff import open_tiffs
 from sr_core.sources.netcdf import PATTERN, open_netcdf
-from sr_core.sources.products import UNKNOWN, check_offsets, offset_of, sensing_time
-from sr_core.sources.rasters import Overlap, RasterGrid, Series
+from sr_core.sources.products import check_offsets
+from sr_core.sources.rasters import Frame, Overlap, Series, area_mean, best_of_passes
+from sr_core.sources.safe import find_products, open_safe
 from sr_core.sources.scl import SCL_CLOUD, SCL_NODATA
+from sr_core.sources.vhr import RADIANCE_SCALE, VHRFile, read_vhr, vhr_files
 
 TIFF = (".tif", ".tiff")
-FLOAT_RADIANCE_SCALE = 100.0
-"""Radiance in floating-point files is kept to a hundredth, which reaches up to 655 W m-2 sr-1 um-1 in uint16."""
+CLOUD_GSD = 60.0
+CLOUD_BAND_PX = round(CLOUD_GSD / S2_GSD)
+"""Bands of s2cloudless are means over 6 x 6 pixels of 10 m."""
 
 
 class FileSeries:
@@ -33,17 +37,26 @@ class FileSeries:
         files = _files(config.path, "source.path")
         sites = sorted(path for path in files if path.match(PATTERN))
         tiffs = [path for path in files if path.suffix.lower() in TIFF]
-        if not sites and not tiffs:
+        products = find_products(files)
+        if not products and not sites and not tiffs:
             raise SourceError(
-                f"source.path {config.path}: found no GeoTIFF and no {PATTERN} among its {len(files)} file(s);"
-                " expected one GeoTIFF a band, one of four bands a date, or NetCDF series"
+                f"source.path {config.path}: found no GeoTIFF, no SAFE product and no {PATTERN} among its"
+                f" {len(files)} file(s); expected one GeoTIFF a band, one of four bands a date, SAFE folders or zips,"
+                " or NetCDF series"
             )
-        self.series: list[Series] = [
-            open_netcdf(path, f"{config.region}-{number}", config.nodata) for number, path in enumerate(sites, start=1)
-        ] or [open_tiffs(config.path, tiffs, config.region, config.nodata)]
+        self.series: list[Series]
+        if products:
+            self.series = [*open_safe(config.path, products, config.region)]
+        elif sites:
+            self.series = [
+                open_netcdf(path, f"{config.region}-{number}", config.nodata)
+                for number, path in enumerate(sites, start=1)
+            ]
+        else:
+            self.series = [open_tiffs(config.path, tiffs, config.region, config.nodata)]
 
     def regions(self) -> list[Region]:
-        """One region of a GeoTIFF folder; one a site of NetCDF series, `<region>-1`, `<region>-2`, ..."""
+        """One region of a folder; of several UTM zones or NetCDF sites each one, `<region>-1`, `<region>-2`, ..."""
         return [Region(series.region, series.grid.epsg, series.grid.bounds) for series in self.series]
 
     def s2(self, patch: Patch, period: Dates | None) -> EOPatch:
@@ -64,7 +77,7 @@ class FileSeries:
         for index, frame in enumerate(frames):
             pixels = series.read(frame, overlap.window)
             inside = (index, overlap.rows, overlap.columns)
-            values[inside] = pixels.values - np.where(pixels.valid, offset_of(frame.baseline), 0)[..., None]
+            values[inside] = pixels.values
             valid[inside] = pixels.valid
             if pixels.scl is not None:
                 scl = np.zeros(shape, np.uint8) if scl is None else scl
@@ -88,6 +101,8 @@ class FileSeries:
         eopatch = EOPatch(bbox=patch.bbox, timestamps=[frames[index].timestamp for index in keep])
         eopatch.data["BANDS"] = bands[keep]
         eopatch.mask["VALID"] = valid[keep, ..., None]
+        if set(S2CLOUDLESS_BANDS) <= series.bands and frames[0].level == "L1C":
+            eopatch.data["CLOUD_BANDS"] = self._cloud_bands(series, [frames[index] for index in keep], patch)
         if scl is not None:
             eopatch.mask["CLM"] = np.isin(scl[keep, ..., None], SCL_CLOUD)
             eopatch.meta_info["mask_kind"] = "scl"
@@ -104,34 +119,34 @@ class FileSeries:
         return eopatch
 
     def vhr(self, patch: Patch, period: Dates | None) -> EOPatch | None:
-        """VHR radiance at 2.5 m, a GeoTIFF an acquisition; None where no file touches the patch in the period."""
-        found = []
-        for frame, grid in self._vhr_frames:
-            overlap = grid.overlap(patch, frame.files[0][0])
-            if overlap and (period is None or period[0] <= frame.timestamp.date() <= period[1]):
-                found.append((frame, overlap))
-        if not found:
+        """VHR radiance at 2.5 m, a GeoTIFF an acquisition; None where no file shows the patch in the period.
+
+        `META_INFO` holds, where the metadata of all dates say it, `sun` ([azimuth, elevation] a date, degrees),
+        `incidence_deg`, and `solar_irradiance` (ESUN of the four bands a date, W m-2 um-1).
+        """
+        read = [
+            (file, pixels)
+            for file in self._vhr_files
+            if period is None or period[0] <= file.timestamp.date() <= period[1]
+            if (pixels := read_vhr(file, patch, self.config)) is not None
+        ]
+        if not read:
             return None
-        read = [(_vhr_pixels(frame, overlap, self.config.nodata), overlap) for frame, overlap in found]
-        floating = any(values.dtype.kind == "f" for (values, _), _ in read)
-        scale = FLOAT_RADIANCE_SCALE if floating else 1.0
-        shape = (len(found), *patch.hr_shape)
-        bands, valid = np.zeros((*shape, 4), np.uint16), np.zeros((*shape, 1), bool)
-        for index, ((values, good), overlap) in enumerate(read):
-            stored = np.rint(values * scale)
-            if stored.max(initial=0) > 65535 or stored.min(initial=0) < 0:
-                raise DataError(
-                    f"{found[index][0].files[0][0]}: found radiance from {values.min():g} to {values.max():g};"
-                    f" expected 0 to {65535 / scale:g}"
-                )
-            inside = (index, overlap.rows, overlap.columns)
-            bands[inside] = np.where(good[..., None], np.maximum(stored, 1), 0)
-            valid[inside] = good[..., None]
-        eopatch = EOPatch(bbox=patch.bbox, timestamps=[frame.timestamp for frame, _ in found])
-        eopatch.data["BANDS"] = bands
-        eopatch.mask["VALID"] = valid
-        tile_ids = [frame.product_id for frame, _ in found]
-        eopatch.meta_info.update({"source": "files", "tile_ids": tile_ids, "radiance_scale": scale})
+        files = [file for file, _ in read]
+        eopatch = EOPatch(bbox=patch.bbox, timestamps=[file.timestamp for file in files])
+        eopatch.data["BANDS"] = np.stack([values for _, (values, _) in read])
+        eopatch.mask["VALID"] = np.stack([valid for _, (_, valid) in read])[..., None]
+        tile_ids = [file.path.stem for file in files]
+        eopatch.meta_info.update({"source": "files", "tile_ids": tile_ids, "radiance_scale": RADIANCE_SCALE})
+        told: dict[str, list[Any]] = {
+            "sun": [file.dimap and file.dimap.sun for file in files],
+            "incidence_deg": [file.dimap and file.dimap.incidence_deg for file in files],
+            "solar_irradiance": [None if None in file.irradiance else file.irradiance for file in files],
+        }
+        for name, values in told.items():
+            # of all dates or not at all, so that each list is as long as the others
+            if None not in values:
+                eopatch.meta_info[name] = [list(value) if isinstance(value, tuple) else value for value in values]
         return eopatch
 
     def reference(self, patch: Patch) -> EOPatch | None:
@@ -169,38 +184,44 @@ class FileSeries:
         scl: np.ndarray[Any, Any] | None,
         overlap: Overlap,
     ) -> list[int]:
-        """Not those of too bad SCL; of acquisitions of one time, the one with most valid pixels."""
-        best: dict[dt.datetime, int] = {}
+        """Not those of too bad SCL; of each pass the acquisition with most valid pixels."""
+        good = [
+            index
+            for index in range(len(frames))
+            if scl is None or _bad_share(scl[index, overlap.rows, overlap.columns]) <= self.config.max_bad_scl
+        ]
+        best = best_of_passes([frames[index].timestamp for index in good], [int(valid[index].sum()) for index in good])
+        return [good[index] for index in best]
+
+    def _cloud_bands(self, series: Series, frames: Sequence[Frame], patch: Patch) -> np.ndarray[Any, Any]:
+        """(T, ceil(H / 6), ceil(W / 6), 10): means over 60 m from the patch's north-west corner."""
+        rows, columns = (-(-side // CLOUD_BAND_PX) for side in patch.shape)
+        west, _, _, north = patch.bounds
+        # whole pixels of 60 m, also where the patch ends within one
+        grown = replace(patch, bounds=(west, north - rows * CLOUD_GSD, west + columns * CLOUD_GSD, north))
+        overlap = series.grid.overlap(grown, self.config.path)
+        assert overlap is not None
+        found = np.zeros((len(frames), rows, columns, len(S2CLOUDLESS_BANDS)), np.uint16)
         for index, frame in enumerate(frames):
-            if scl is not None:
-                classes = scl[index, overlap.rows, overlap.columns]
-                if np.isin(classes, (*SCL_NODATA, *SCL_CLOUD)).mean() > self.config.max_bad_scl:
-                    continue
-            rival = best.get(frame.timestamp)
-            if rival is None or valid[index].sum() > valid[rival].sum():
-                best[frame.timestamp] = index
-        return sorted(best.values())
+            pixels = series.read(frame, overlap.window, S2CLOUDLESS_BANDS)
+            values, valid = np.zeros((*grown.shape, len(S2CLOUDLESS_BANDS)), np.int32), np.zeros(grown.shape, bool)
+            values[overlap.rows, overlap.columns] = pixels.values
+            valid[overlap.rows, overlap.columns] = pixels.valid
+            found[index] = area_mean(values, valid, CLOUD_BAND_PX)
+        return found
 
     @cached_property
-    def _vhr_frames(self) -> list[tuple[TiffFrame, RasterGrid]]:
+    def _vhr_files(self) -> list[VHRFile]:
         if self.config.vhr_path is None:
             return []
         paths = [path for path in _files(self.config.vhr_path, "source.vhr_path") if path.suffix.lower() in TIFF]
         if not paths:
-            raise SourceError(
-                f"source.vhr_path {self.config.vhr_path}: found no GeoTIFF; expected one of 4 bands a date"
-            )
-        frames = []
-        for path in paths:
-            files = tuple((path, number) for number in band_numbers(path))
-            frame = TiffFrame(sensing_time(path.stem, path), path.stem, "VHR", UNKNOWN, files)
-            frames.append((frame, grid_of(path, VHR_GSD)))
-        return sorted(frames, key=lambda pair: (pair[0].timestamp, pair[0].product_id))
+            raise SourceError(f"source.vhr_path {self.config.vhr_path}: found no GeoTIFF; expected one an acquisition")
+        return vhr_files(paths, self.config)
 
 
-def _vhr_pixels(frame: TiffFrame, overlap: Overlap, nodata: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    bands, good = zip(*(read_band(path, number, overlap.window, nodata) for path, number in frame.files), strict=True)
-    return np.stack(bands, axis=-1), np.logical_and.reduce(good)
+def _bad_share(classes: np.ndarray[Any, Any]) -> float:
+    return float(np.isin(classes, (*SCL_NODATA, *SCL_CLOUD)).mean())
 
 
 def _files(folder: Path, key: str) -> list[Path]:

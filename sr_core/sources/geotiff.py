@@ -1,34 +1,47 @@
-"""A folder of GeoTIFFs as a Sentinel-2 series: one file a band, or one file of four bands a date."""
+"""A folder of GeoTIFFs as a Sentinel-2 series: one file a band, or one file of several bands a date."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from sr_core import BANDS
 from sr_core.errors import DataError, SourceError
-from sr_core.sources.products import baseline_of, level_of, sensing_time
-from sr_core.sources.rasters import Frame, Pixels, RasterGrid, Series, utm_epsg
+from sr_core.patches import S2_GSD
+from sr_core.sources.products import baseline_of, level_of, offset_of, sensing_time
+from sr_core.sources.rasters import BAND_GSD, S2_BANDS, Frame, Pixels, RasterGrid, Series, repeated, utm_epsg
 
-S2_BANDS = ("B02", "B03", "B04", "B08")
-_BAND_SUFFIX = re.compile(r"(?:^|[_.\-])(B\d{1,2}A?)(?:_10m)?$", re.IGNORECASE)
+_BAND_SUFFIX = re.compile(r"(?:^|[_.\-])(B\d{1,2}A?|SCL)(?:_(?:10|20|60)m)?$", re.IGNORECASE)
+_BAND_WORD = re.compile(r"B0*(\d{1,2}A?)", re.IGNORECASE)
+_NEAR_INFRARED = ("nir", "nir1", "nearinfrared")
 _UNIT_REFLECTANCE_BELOW = 10.0
 """Floating-point values all below this are reflectance itself, not times 10000: no ground reflects 10."""
 
 
 @dataclass(frozen=True)
-class TiffFrame(Frame):
-    """One date: a file for each of the four bands, or one file and its four band numbers."""
+class BandFile:
+    """Where a band lies: a file, its band number there, and the size of its pixels in metres."""
 
-    files: tuple[tuple[Path, int], ...]
+    path: Path
+    number: int
+    gsd: float
+
+
+@dataclass(frozen=True)
+class TiffFrame(Frame):
+    """One date: where each of its bands lies; the four of `S2_BANDS` at least."""
+
+    files: Mapping[str, BandFile]
 
 
 @dataclass(frozen=True)
@@ -38,18 +51,40 @@ class TiffSeries(Series):
     frames: Sequence[TiffFrame]
     nodata: int
 
-    def read(self, frame: Frame, window: Window) -> Pixels:
+    @cached_property
+    def bands(self) -> frozenset[str]:
+        return frozenset.intersection(*(frozenset(frame.files) for frame in self.frames))
+
+    def read(self, frame: Frame, window: Window, bands: Sequence[str] = S2_BANDS) -> Pixels:
         assert isinstance(frame, TiffFrame)
-        bands, valid = [], np.ones((window.height, window.width), bool)
-        for path, number in frame.files:
-            values, good = read_band(path, number, window, self.nodata)
-            bands.append(values)
+        layers, valid = [], np.ones((window.height, window.width), bool)
+        for band in bands:
+            values, good = _read_fine(frame.files[band], window, self.nodata)
+            layers.append(values)
             valid &= good
-        stacked = np.stack(bands, axis=-1)
+        stacked = np.stack(layers, axis=-1)
         if stacked.dtype.kind == "f":
             largest = float(np.max(stacked[valid], initial=0.0))
             stacked = np.rint(stacked * (10_000.0 if largest < _UNIT_REFLECTANCE_BELOW else 1.0))
-        return Pixels(stacked.astype(np.int32), valid)
+        offset = np.where(valid, offset_of(frame.baseline), 0)
+        scl = _read_fine(frame.files["SCL"], window, 0)[0] if "SCL" in frame.files else None
+        return Pixels(stacked.astype(np.int32) - offset[..., None], valid, scl)
+
+
+def _read_fine(file: BandFile, window: Window, nodata: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """A window of 10 m pixels, whatever the band's own."""
+    factor = round(file.gsd / S2_GSD)
+    if factor == 1:
+        return read_band(file.path, file.number, window, nodata)
+    parts: list[NDArray[np.bool_]] = []
+
+    def read(block: Window) -> NDArray[np.generic]:
+        values, valid = read_band(file.path, file.number, block, nodata)
+        parts.append(valid)
+        return values
+
+    values = repeated(read, window, factor)
+    return values, np.asarray(repeated(lambda _: parts[0], window, factor), bool)
 
 
 def open_tiffs(folder: Path, files: Sequence[Path], region: str, nodata: int) -> TiffSeries:
@@ -64,7 +99,7 @@ def open_tiffs(folder: Path, files: Sequence[Path], region: str, nodata: int) ->
         if suffix is None:
             others.append(path)
             continue
-        band = "B" + suffix[1][1:].upper().zfill(2)
+        band = _band_name(suffix[1])
         product = path.stem[: suffix.start()] or path.parent.name
         by_band.setdefault((path.parent, product), {})[band] = path
     # a folder of band files may hold others beside them (quicklooks, classes); a folder without is one file a date
@@ -73,8 +108,20 @@ def open_tiffs(folder: Path, files: Sequence[Path], region: str, nodata: int) ->
     levels = sorted({frame.level for frame in frames})
     if len(levels) > 1:
         raise SourceError(f"{folder}: found products of levels {' and '.join(levels)}; expected one level in a series")
-    grid = _common_grid([path for frame in frames for path, _ in frame.files])
-    return TiffSeries(region, grid, frames, nodata)
+    with_scl = [frame for frame in frames if "SCL" in frame.files]
+    if with_scl and len(with_scl) < len(frames):
+        without = next(frame for frame in frames if "SCL" not in frame.files)
+        raise SourceError(
+            f"{folder}, product {without.product_id}: SCL is missing; found it for {len(with_scl)} of {len(frames)}"
+            " dates, expected it for all or for none"
+        )
+    return TiffSeries(region, _common_grid(frames), frames, nodata)
+
+
+def _band_name(text: str) -> str:
+    """`b2`, `B02` to `B02`; `B08A` to `B8A`."""
+    digits = text.upper().removeprefix("B").lstrip("0")
+    return text.upper() if digits == "SCL" else f"B{digits if digits.endswith('A') else digits.zfill(2)}"
 
 
 def _frame_of_bands(parent: Path, product: str, found: dict[str, Path]) -> TiffFrame:
@@ -85,43 +132,75 @@ def _frame_of_bands(parent: Path, product: str, found: dict[str, Path]) -> TiffF
             f" {', '.join(S2_BANDS)}, found {', '.join(path.name for path in sorted(found.values()))}"
         )
     name = product if re.search(r"\d{4}-?\d{2}-?\d{2}", product) else parent.name
-    files = tuple((found[band], 1) for band in S2_BANDS)
+    files = {band: BandFile(path, 1, _gsd(path, band)) for band, path in found.items() if band in BAND_GSD}
     return TiffFrame(sensing_time(name, found["B02"]), name, level_of(name), baseline_of(name), files)
 
 
+def _gsd(path: Path, band: str) -> float:
+    """Pixels of a band's file: 10 m, or as the instrument's where it was not resampled."""
+    if band in S2_BANDS:
+        return S2_GSD
+    with open_raster(path) as dataset:
+        return S2_GSD if dataset.transform.a == S2_GSD else float(BAND_GSD[band])
+
+
 def _frame_of_file(path: Path) -> TiffFrame:
-    files = tuple((path, number) for number in band_numbers(path))
+    files = {band: BandFile(path, number, S2_GSD) for band, number in zip(S2_BANDS, band_numbers(path), strict=True)}
     return TiffFrame(sensing_time(path.stem, path), path.stem, level_of(path.stem), baseline_of(path.stem), files)
 
 
-def band_numbers(path: Path) -> tuple[int, ...]:
-    """Which bands of a file are blue, green, red and near infrared: by its band descriptions, else 1 to 4."""
+def band_numbers(path: Path, key: str = "") -> tuple[int, ...]:
+    """Which bands of a file are blue, green, red and near infrared: by its descriptions, else 1 to 4.
+
+    Descriptions are those of the bands, or their tags NAME, BAND, BAND_NAME, DESCRIPTION or COMMON_NAME; a colour
+    (`blue`) or a band of Sentinel-2 (`B02`, `B2 - blue`). `key` names the setting that would say it instead.
+    Raises `SourceError` where they do not tell: another number of bands, or colours in another order than 1 to 4.
+    """
     with open_raster(path) as dataset:
-        described = [(text or "").strip().lower() for text in dataset.descriptions]
-        count = dataset.count
+        described = [_description(dataset, number) for number in dataset.indexes]
+        colours = dataset.colorinterp
+    instead = f", or {key}" if key else ""
     numbers = []
-    for short, colour in zip(S2_BANDS, BANDS, strict=True):
-        names = {short.lower(), short.replace("0", "").lower(), colour}
-        numbers += [index for index, text in enumerate(described, start=1) if text in names][:1]
+    for band, colour in zip(S2_BANDS, BANDS, strict=True):
+        names = {band, *(_NEAR_INFRARED if colour == "nir" else (colour,))}
+        numbers += [index for index, words in enumerate(described, start=1) if words & names][:1]
     if len(numbers) == len(BANDS):
         return tuple(numbers)
+    count = len(described) - (len(described) > len(BANDS) and colours[-1] == ColorInterp.alpha)
     if count != len(BANDS):
+        found = [", ".join(sorted(words)) for words in described]
         raise SourceError(
-            f"{path}: found {count} band(s) described as {described}; expected 4 bands in the order"
-            f" {', '.join(BANDS)}, or descriptions {', '.join(S2_BANDS)}"
+            f"{path}: found {count} band(s) described as {found}; expected 4 bands in the order"
+            f" {', '.join(BANDS)}, or descriptions {', '.join(S2_BANDS)}{instead}"
+        )
+    if colours[:3] == (ColorInterp.red, ColorInterp.green, ColorInterp.blue):
+        raise SourceError(
+            f"{path}: its colours are red, green, blue, and no band is described; expected the order"
+            f" {', '.join(BANDS)}, or descriptions{instead}"
         )
     return 1, 2, 3, 4
 
 
-def open_raster(path: Path) -> rasterio.DatasetReader:
+def _description(dataset: rasterio.DatasetReader, number: int) -> set[str]:
+    """What a band calls itself: its whole name in lower case, and bands of Sentinel-2 as `B02`."""
+    tags = {key.upper(): text for key, text in dataset.tags(number).items()}
+    texts = [dataset.descriptions[number - 1] or ""]
+    texts += [tags.get(key, "") for key in ("NAME", "BAND", "BAND_NAME", "DESCRIPTION", "COMMON_NAME")]
+    words = {re.sub(r"\(.*?\)|[^a-z0-9]", "", text.lower()) for text in texts if text}
+    for text in texts:
+        words |= {_band_name(f"B{word[1]}") for word in map(_BAND_WORD.fullmatch, re.split(r"\W|_", text)) if word}
+    return words
+
+
+def open_raster(path: Path | str) -> rasterio.DatasetReader:
     """Open a raster. Raises `SourceError` naming it."""
     try:
         return rasterio.open(path)
     except RasterioError as error:
-        raise SourceError(f"{path}: not a readable GeoTIFF, it may be truncated ({error})") from error
+        raise SourceError(f"{path}: not a readable GeoTIFF or JP2, it may be truncated ({error})") from error
 
 
-def grid_of(path: Path, gsd: float) -> RasterGrid:
+def grid_of(path: Path | str, gsd: float) -> RasterGrid:
     """A raster's grid. Raises `SourceError` unless it is north-up in a UTM zone with pixels of `gsd` metres."""
     with open_raster(path) as dataset:
         transform, shape, crs = dataset.transform, dataset.shape, dataset.crs
@@ -134,28 +213,38 @@ def grid_of(path: Path, gsd: float) -> RasterGrid:
     return RasterGrid(epsg, (transform.c, transform.f), shape, gsd)
 
 
-def _common_grid(paths: Sequence[Path]) -> RasterGrid:
-    first = grid_of(paths[0], 10.0)
-    for path in paths[1:]:
-        with open_raster(path) as dataset:
+def _common_grid(frames: Sequence[TiffFrame]) -> RasterGrid:
+    """The 10 m grid of all files; bands of 20 and 60 m cover the same ground from the same corner."""
+    first_path = frames[0].files[S2_BANDS[0]].path
+    first = grid_of(first_path, S2_GSD)
+    seen = {first_path}
+    for file in (file for frame in frames for file in frame.files.values()):
+        if file.path in seen:
+            continue
+        seen.add(file.path)
+        expected = first.coarser(file.gsd)
+        with open_raster(file.path) as dataset:
             shape, transform, crs = dataset.shape, dataset.transform, dataset.crs
         if crs is None or crs.to_epsg() != first.epsg:
-            raise SourceError(f"{path}: found CRS {crs}; expected EPSG:{first.epsg} like {paths[0].name}")
-        if shape != first.shape:
+            raise SourceError(f"{file.path}: found CRS {crs}; expected EPSG:{first.epsg} like {first_path.name}")
+        if shape != expected.shape:
             raise SourceError(
-                f"{path}: found {shape[0]} x {shape[1]} pixels; expected {first.shape[0]} x {first.shape[1]}"
-                f" like {paths[0].name}"
+                f"{file.path}: found {shape[0]} x {shape[1]} pixels; expected {expected.shape[0]} x"
+                f" {expected.shape[1]} of {file.gsd:g} m like {first_path.name}"
             )
-        if not transform.almost_equals(first.transform, precision=1e-3):
+        if not transform.almost_equals(expected.transform, precision=1e-3):
             raise SourceError(
-                f"{path}: found the transform {tuple(transform)[:6]}; expected {tuple(first.transform)[:6]}"
-                f" like {paths[0].name}"
+                f"{file.path}: found the transform {tuple(transform)[:6]}; expected {tuple(expected.transform)[:6]}"
+                f" like {first_path.name}"
             )
     return first
 
 
-def read_band(path: Path, number: int, window: Window, nodata: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """Values of a band in a window, and which of them are data: neither `nodata` nor the file's own nodata value.
+def read_band(
+    path: Path | str, number: int, window: Window, nodata: int
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Values of a band in a window, and which of them are data: neither `nodata` nor the file's own nodata value,
+    nor hidden by the file's mask or alpha band.
 
     Raises `SourceError` for a file damaged in its data, `DataError` for NaN (where it is not the file's nodata) or
     infinite values.
@@ -163,11 +252,12 @@ def read_band(path: Path, number: int, window: Window, nodata: int) -> tuple[NDA
     with open_raster(path) as dataset:
         try:
             values: NDArray[np.generic] = dataset.read(number, window=window)
+            shown = _shown(dataset, number, window)
         except RasterioError as error:
             reason = error.__cause__ or error
             raise SourceError(f"{path}: band {number} cannot be read, the file may be truncated ({reason})") from error
         own = dataset.nodata
-    valid = values != nodata
+    valid = (values != nodata) & shown
     if own is not None:
         valid &= ~np.isnan(values) if np.isnan(own) else values != own
     broken = int((~np.isfinite(values) & valid).sum())
@@ -177,3 +267,14 @@ def read_band(path: Path, number: int, window: Window, nodata: int) -> tuple[NDA
             f" {nodata} (source.nodata) or by the file's own nodata value"
         )
     return np.where(valid, values, 0), valid
+
+
+def _shown(dataset: rasterio.DatasetReader, number: int, window: Window) -> NDArray[np.bool_] | np.bool_:
+    """What the file's mask, or an alpha band after the fourth, lets through."""
+    flags = dataset.mask_flag_enums[number - 1]
+    # four bands of bytes are called red, green, blue and alpha by default, also where the fourth is infrared
+    if MaskFlags.alpha in flags and dataset.count <= len(BANDS):
+        return np.True_
+    if MaskFlags.per_dataset not in flags:
+        return np.True_
+    return np.asarray(dataset.read_masks(number, window=window) > 0)

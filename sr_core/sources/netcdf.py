@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from sr_core.errors import SourceError
-from sr_core.sources.geotiff import S2_BANDS
 from sr_core.sources.products import UNKNOWN
-from sr_core.sources.rasters import Frame, Pixels, RasterGrid, Series, utm_epsg
+from sr_core.sources.rasters import S2_BANDS, Frame, Pixels, RasterGrid, Series, repeated, utm_epsg
 
 PATTERN = "S2_L2A_10m_*.nc"
 
@@ -39,34 +39,32 @@ class NetCDFSeries(Series):
     scl_path: Path | None
     nodata: int
 
-    def read(self, frame: Frame, window: Window) -> Pixels:
+    def read(self, frame: Frame, window: Window, bands: Sequence[str] = S2_BANDS) -> Pixels:
         assert isinstance(frame, NetCDFFrame)
         rows, columns = window.toslices()
         try:
             with h5py.File(self.path) as file:
-                bands = [file[band][frame.index, rows, columns] for band in S2_BANDS]
-                fills = [_attribute(file[band], "_FillValue") for band in S2_BANDS]
-            scl = self._read_scl(frame.index, rows, columns)
+                layers = [file[band][frame.index, rows, columns] for band in bands]
+                fills = [_attribute(file[band], "_FillValue") for band in bands]
+            scl = self._read_scl(frame.index, window)
         except (OSError, KeyError, ValueError) as error:
             raise SourceError(
                 f"{self.path}: {frame.timestamp} cannot be read, the file may be truncated ({error})"
             ) from error
-        values = np.stack(bands, axis=-1)
+        values = np.stack(layers, axis=-1)
         valid = (values != self.nodata).all(axis=-1)
-        valid &= np.all([band != fill for band, fill in zip(bands, fills, strict=True) if fill is not None], axis=0)
+        valid &= np.all([layer != fill for layer, fill in zip(layers, fills, strict=True) if fill is not None], axis=0)
         return Pixels(np.where(valid[..., None], values, 0).astype(np.int32), valid, scl)
 
-    def _read_scl(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8] | None:
+    def _read_scl(self, index: int, window: Window) -> NDArray[np.generic] | None:
         if self.scl_path is None:
             return None
-        # 20 m classes on the 10 m grid: a 20 m pixel is exactly 2 x 2 pixels of 10 m
         with h5py.File(self.scl_path) as file:
-            block = file["SCL"][
-                index, rows.start // 2 : (rows.stop + 1) // 2, columns.start // 2 : (columns.stop + 1) // 2
-            ]
-        fine = np.repeat(np.repeat(np.asarray(block, np.uint8), 2, axis=0), 2, axis=1)
-        top, left = rows.start % 2, columns.start % 2
-        return fine[top : top + rows.stop - rows.start, left : left + columns.stop - columns.start]
+
+            def read(block: Window) -> NDArray[np.generic]:
+                return np.asarray(file["SCL"][(index, *block.toslices())], np.uint8)
+
+            return repeated(read, window, 2)
 
 
 def open_netcdf(path: Path, region: str, nodata: int) -> NetCDFSeries:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,17 @@ from rasterio.windows import Window
 
 from sr_core.errors import SourceError
 from sr_core.patches import Patch
+
+S2_BANDS = ("B02", "B03", "B04", "B08")
+"""Blue, green, red and near infrared of Sentinel-2."""
+BAND_GSD = {
+    **dict.fromkeys(S2_BANDS, 10),
+    **dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12", "SCL"), 20),
+    **dict.fromkeys(("B01", "B09", "B10"), 60),
+}
+"""Pixels of each band, metres. Source: Sentinel-2 Products Specification Document."""
+PASS = dt.timedelta(minutes=30)
+"""Acquisitions of a place that are closer in time belong to one pass; the next one comes 50 minutes later or more."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +42,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A window of one date: values (h, w, 4) as stored (reflectance x 10000), and which are data (h, w)."""
+    """A window of one date: reflectance x 10000 (h, w, bands) without offset, and where all bands are data (h, w)."""
 
     values: NDArray[np.int32]
     valid: NDArray[np.bool_]
-    scl: NDArray[np.uint8] | None = None
+    scl: NDArray[np.generic] | None = None
     """Scene classification (h, w) at 10 m, where the source has one."""
 
 
@@ -65,6 +76,12 @@ class RasterGrid:
     def bounds(self) -> tuple[float, float, float, float]:
         west, north = self.origin
         return west, north - self.shape[0] * self.gsd, west + self.shape[1] * self.gsd, north
+
+    def coarser(self, gsd: float) -> RasterGrid:
+        """Pixels of `gsd` metres over the same ground, from the same corner."""
+        factor = round(gsd / self.gsd)
+        shape = (-(-self.shape[0] // factor), -(-self.shape[1] // factor))
+        return replace(self, shape=shape, gsd=gsd)
 
     def overlap(self, patch: Patch, name: object) -> Overlap | None:
         """Where a patch lies on this grid, or None where they do not meet.
@@ -99,9 +116,55 @@ class Series(ABC):
     frames: Sequence[Frame]
     """Time ascending."""
 
+    @property
+    def bands(self) -> frozenset[str]:
+        """Bands that every date has."""
+        return frozenset(S2_BANDS)
+
     @abstractmethod
-    def read(self, frame: Frame, window: Window) -> Pixels:
-        """A window of one date. Raises `SourceError` or `DataError` naming the file."""
+    def read(self, frame: Frame, window: Window, bands: Sequence[str] = S2_BANDS) -> Pixels:
+        """A window of one date at 10 m; pixels of coarser bands are repeated.
+
+        Raises `SourceError` or `DataError` naming the file.
+        """
+
+
+def repeated(read: Callable[[Window], NDArray[np.generic]], window: Window, factor: int) -> NDArray[np.generic]:
+    """A window of 10 m pixels of a band whose pixels are `factor` times as large: each repeated, none interpolated.
+
+    `read` gives a window of the band's own pixels, counted from the same corner.
+    """
+    rows, columns = window.toslices()
+    first_row, first_column = rows.start // factor, columns.start // factor
+    last_row, last_column = -(-rows.stop // factor), -(-columns.stop // factor)
+    block = read(Window(first_column, first_row, last_column - first_column, last_row - first_row))
+    fine = block.repeat(factor, axis=0).repeat(factor, axis=1)
+    top, left = rows.start - first_row * factor, columns.start - first_column * factor
+    return fine[top : top + window.height, left : left + window.width]
+
+
+def area_mean(values: NDArray[np.int32], valid: NDArray[np.bool_], factor: int) -> NDArray[np.uint16]:
+    """Means (H / factor, W / factor, bands) over blocks of (H, W, bands), over valid pixels only; 0 where none is.
+
+    What is valid is at least 1.
+    """
+    rows, columns = values.shape[0] // factor, values.shape[1] // factor
+    blocks = np.where(valid[..., None], values, 0).reshape(rows, factor, columns, factor, -1)
+    count = valid.reshape(rows, factor, columns, factor).sum(axis=(1, 3))[..., None]
+    means = blocks.sum(axis=(1, 3)) / np.maximum(count, 1)
+    return np.where(count > 0, np.clip(np.rint(means), 1, 65535), 0).astype(np.uint16)
+
+
+def best_of_passes(timestamps: Sequence[dt.datetime], valid_pixels: Sequence[int]) -> list[int]:
+    """Which acquisitions to keep, time ascending: of each pass the one with most valid pixels."""
+    order = sorted(range(len(timestamps)), key=lambda index: timestamps[index])
+    passes: list[list[int]] = []
+    for index in order:
+        if passes and timestamps[index] - timestamps[passes[-1][0]] <= PASS:
+            passes[-1].append(index)
+        else:
+            passes.append([index])
+    return [max(indices, key=lambda index: valid_pixels[index]) for indices in passes]
 
 
 def utm_epsg(epsg: int | None, found: object, path: object) -> int:

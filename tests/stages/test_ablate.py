@@ -24,7 +24,7 @@ from tests.unit.geotiffs import NORTH_WEST, field, product, write_product, write
 WEST, NORTH = NORTH_WEST
 BASE = f"""
 name: small
-source: {{kind: files, path: s2, vhr_path: vhr, region: plain}}
+source: {{kind: files, path: s2, vhr_path: vhr, vhr_radiance_per_dn: 1, region: plain}}
 grid: {{cell_m: 640, buffer_m: 0, anchor: source}}
 quality_gate:
   chip_px: 16

@@ -39,6 +39,7 @@ def configured(folder: Path, **sections: object) -> Config:
     source = {"kind": "files", "path": str(folder / "s2"), "region": "plain"}
     if (folder / "vhr").is_dir():
         source["vhr_path"] = str(folder / "vhr")
+        source["vhr_radiance_per_dn"] = 1
     raw = {"name": "small", "source": source, "grid": {"cell_m": 320, "buffer_m": 0}, "preparation": {"workers": 1}}
     return parse_config(raw | sections)
 

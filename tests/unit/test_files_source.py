@@ -120,14 +120,15 @@ def test_a_cloudy_date_is_no_offset(tmp_path: Path) -> None:
     assert len(opened(tmp_path).s2(PATCH, None).get_timestamps()) == 3
 
 
-def test_two_of_one_time_and_two_of_one_day(tmp_path: Path) -> None:
+def test_one_acquisition_a_pass(tmp_path: Path) -> None:
     half = field()
     half[:, :, :40] = 0
     write_product(tmp_path, product("20170401"), half)
     write_product(tmp_path, product("20170401").replace("T090000", "T120000"), field())
-    write_product(tmp_path, product("20170401").replace("T082001", "T084001"), half)
+    write_product(tmp_path, product("20170401").replace("T082001", "T084001"), half)  # of the same pass
+    write_product(tmp_path, product("20170401").replace("T082001", "T091001"), half)
     eopatch = opened(tmp_path).s2(PATCH, None)
-    assert [time.minute for time in eopatch.get_timestamps()] == [20, 40]
+    assert [(time.hour, time.minute) for time in eopatch.get_timestamps()] == [(8, 20), (9, 10)]
     assert eopatch.mask["VALID"][0].all() and not eopatch.mask["VALID"][1].all()
 
 
@@ -136,26 +137,6 @@ def test_fingerprint_follows_the_files(series: Path) -> None:
     assert before == opened(series).fingerprint()
     os.utime(next(series.rglob("*.tif")), ns=(1, 1))
     assert before != opened(series).fingerprint()
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_vhr(series: Path, dtype: type) -> None:
-    radiance = field(256).astype(dtype) / (1 if dtype is np.uint16 else 100)
-    write_tiff(series.parent / "vhr" / "D_20170415_01.tif", radiance.astype(dtype), gsd=2.5)
-    source = opened(series, vhr_path=series.parent / "vhr")
-    eopatch = source.vhr(PATCH, None)
-    assert eopatch is not None
-    assert eopatch.data["BANDS"].shape == (1, 256, 256, 4)
-    stored = eopatch.data["BANDS"][0] / eopatch.meta_info["radiance_scale"]
-    assert np.allclose(stored, radiance.transpose(1, 2, 0), atol=0.01)
-    assert eopatch.meta_info["tile_ids"] == ["D_20170415_01"]
-    assert source.vhr(PATCH, (dt.date(2018, 1, 1), dt.date(2018, 12, 31))) is None
-
-
-def test_vhr_of_another_gsd(series: Path) -> None:
-    write_tiff(series.parent / "vhr" / "20170415.tif", field(), gsd=3)
-    with pytest.raises(SourceError, match=r"20170415\.tif: found pixels of 3 x 3 m.*expected 2\.5 m"):
-        opened(series, vhr_path=series.parent / "vhr").vhr(PATCH, None)
 
 
 def test_names() -> None:
