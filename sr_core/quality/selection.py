@@ -23,7 +23,7 @@ SCORES = ("ssim", "psnr")
 CLUSTERS = 3
 LEAST = 100
 """Scored candidates below which no mixture is fitted."""
-VALLEY = 0.5
+VALLEY = 0.3
 """Two clusters are apart along a score where the mixture's density between them falls to this share of the lower of
 their peaks."""
 EXAMPLES = 4
