@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,11 @@ MIN_COMMON = 0.3
 """Share of a patch that both dates must show clearly."""
 LEAST_RESIDUAL_PX = 0.02
 ROUNDS = 8
+MIN_CONFIDENCE = 0.25
+"""Simulated images of different ground reach 0.1, of the same ground 0.7 and more: a displacement found with less is
+not used."""
+NON_RIGID_M = 2.5
+"""Parts that disagree by more than a VHR pixel: no shift of the whole patch makes that good."""
 
 Shift = tuple[float, float]
 """Rows and columns, in pixels: a pixel at p shows the ground at p + shift."""
@@ -51,6 +58,50 @@ class PairShift(NamedTuple):
     columns: float
 
 
+@dataclass(frozen=True)
+class Registration:
+    """Where VHR lies over one patch, relative to the common grid of its Sentinel-2 frames.
+
+    All NaN, and confidence 0, where too little clear ground is common to both.
+    """
+
+    rows_m: float
+    columns_m: float
+    """A VHR pixel at p shows the ground that Sentinel-2 has at p + (rows, columns), metres south and east."""
+    confidence: float
+    """Height of the correlation's peak, 0 to 1: 1 where all frequencies agree on the displacement."""
+    spread_m: float
+    """How much parts of the patch disagree: rms of their distances from the whole; NaN where fewer than two show."""
+
+    @property
+    def known(self) -> bool:
+        return self.confidence >= MIN_CONFIDENCE
+
+    @property
+    def distance_m(self) -> float:
+        return math.hypot(self.rows_m, self.columns_m)
+
+    @property
+    def rigid(self) -> bool:
+        """Whether a shift of the whole patch describes it, as far as is known."""
+        return not self.spread_m > NON_RIGID_M
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "rows_m": self.rows_m,
+            "columns_m": self.columns_m,
+            "confidence": self.confidence,
+            "spread_m": self.spread_m,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, float]) -> Registration:
+        return cls(raw["rows_m"], raw["columns_m"], raw["confidence"], raw["spread_m"])
+
+
+UNKNOWN = Registration(math.nan, math.nan, 0.0, math.nan)
+
+
 def pair_shifts(
     bands: NDArray[np.uint16], clear: NDArray[np.bool_], timestamps: Sequence[dt.datetime]
 ) -> list[PairShift]:
@@ -59,7 +110,7 @@ def pair_shifts(
     bands (T,H,W,4) reflectance x 10000, clear (T,H,W), time ascending.
     """
     usable = [index for index in range(len(bands)) if clear[index].mean() >= MIN_COMMON]
-    spectra = {index: np.fft.fft2(_detail(bands[index], clear[index]), axes=(0, 1)) for index in usable}
+    spectra = {index: np.fft.fft2(fine_detail(bands[index], clear[index]), axes=(0, 1)) for index in usable}
     found = []
     for place, index in enumerate(usable):
         for other in usable[max(0, place - NEIGHBOURS) : place]:
@@ -119,8 +170,8 @@ def read_shifts(folder: Path) -> dict[str, dict[dt.datetime, Shift]]:
     return dict(found)
 
 
-def _detail(bands: NDArray[np.uint16], clear: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Fine detail (H,W,4) in units of the contrast around each pixel; 0 where not clear."""
+def fine_detail(bands: NDArray[np.uint16 | np.floating], clear: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Fine detail (H,W,4) of reflectance x 10000, in units of the contrast around each pixel; 0 where not clear."""
     known = clear[..., None].astype(np.float64)
     sigma = (DETAIL_PX, DETAIL_PX, 0)
     weight = gaussian_filter(known, sigma) + 1e-6
@@ -137,16 +188,16 @@ def _displacement(first: NDArray[np.complex128], second: NDArray[np.complex128])
     power = (cross / (np.abs(cross) + 1e-9)).sum(axis=-1)
     count = round(MAX_SHIFT_PX / COARSE_STEP)
     coarse = np.arange(-count, count + 1) * COARSE_STEP
-    rows, columns = _peak(power, coarse, coarse)
+    rows, columns = correlation_peak(power, coarse, coarse)
     if max(abs(rows), abs(columns)) > MAX_SHIFT_PX - COARSE_STEP:
         return None
     fine = np.arange(-10, 11) * FINE_STEP
-    rows, columns = _peak(power, rows + fine, columns + fine)
+    rows, columns = correlation_peak(power, rows + fine, columns + fine)
     # the peak is where `second` has to move to lie on `first`; the ground that a pixel shows moves the other way
     return -rows, -columns
 
 
-def _peak(power: NDArray[np.complex128], rows: NDArray[np.floating], columns: NDArray[np.floating]) -> Shift:
+def correlation_peak(power: NDArray[np.complex128], rows: NDArray[np.floating], columns: NDArray[np.floating]) -> Shift:
     """Where the inverse Fourier transform of `power` is largest, among the given rows and columns (any fraction)."""
     height, width = power.shape
     down = np.exp(2j * np.pi * rows[:, None] * np.fft.fftfreq(height))

@@ -11,7 +11,7 @@ import geopandas as gpd
 import numpy as np
 from numpy.typing import NDArray
 
-from sr_core.coregistration import read_shifts
+from sr_core.coregistration import Registration, read_shifts
 from sr_core.errors import ArtifactError
 from sr_core.patches import EOPatch, Patch, load_part, part_path
 
@@ -47,6 +47,9 @@ class VHRSeries:
     timestamps: list[dt.datetime]
     tile_ids: list[str]
     radiance_scale: float
+    shifts_m: NDArray[np.float32]
+    """(T, 2) metres south and east: a pixel at p shows the ground that the co-registered Sentinel-2 frames have at
+    p + shift. NaN where it is not known."""
 
 
 def load_s2(patches: Path, masks: Path, patch: Patch) -> S2Series:
@@ -83,6 +86,13 @@ def load_vhr(patches: Path, masks: Path, patch: Patch) -> VHRSeries | None:
         timestamps,
         list(images.meta_info["tile_ids"]),
         float(images.meta_info["radiance_scale"]),
+        np.array(
+            [
+                (found.rows_m, found.columns_m) if found.known else (np.nan, np.nan)
+                for found in map(Registration.from_json, mask_part.meta_info["registration"])
+            ],
+            np.float32,
+        ).reshape(-1, 2),
     )
 
 

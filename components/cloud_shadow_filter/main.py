@@ -3,21 +3,27 @@
 Input: `patches/`. Output: `masks/<region>/<patch id>/{s2,vhr}/` and the table `masks/acquisitions.parquet`. Masks are
 written for every acquisition; `kept` in the table only guides later stages. `masks/coregistration.json` holds the
 displacement of each pass over each region, in 10 m pixels.
+
+The work has two phases. Clouds are found in each patch by itself (`find_clouds`); then, as shadows come from clouds of
+other patches and VHR is compared with frames that are co-registered over the region, the VHR masks (`finish_vhr`).
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.stage import STAGES, Context, Result
+from components.shards import each_patch
+from components.stage import STAGES, Context, Result, Shard
 from sr_core import SCALE
-from sr_core.config import CloudShadowFilter
-from sr_core.coregistration import PairShift, Shift, pair_shifts, solve, write_shifts
+from sr_core.config import CloudShadowFilter, Config
+from sr_core.coregistration import PairShift, Registration, Shift, pair_shifts, solve, write_shifts
 from sr_core.errors import DataError
 from sr_core.masks.acquisitions import Acquisition, write_acquisitions
 from sr_core.masks.morphology import dilate
@@ -25,154 +31,212 @@ from sr_core.masks.s2_clouds import cloud_mask
 from sr_core.masks.shadows import shadowed_patches
 from sr_core.masks.vhr_clouds import vhr_cloud_mask
 from sr_core.patches import EOPatch, Patch, load_part, part_path, read_index, save_part
-from sr_core.progress import track
+from sr_core.series import load_s2
+from sr_core.vhr_registration import register_vhr
+
+CLOUDS = "vhr_clouds"
+"""Part of the first phase: VHR clouds, before anything is known of shadows."""
 
 Mask = NDArray[np.bool_]
 
 
+class Found(NamedTuple):
+    """What the first phase found in a patch."""
+
+    rows: list[Acquisition]
+    """Of Sentinel-2."""
+    pairs: list[PairShift]
+    vhr_cover: dict[dt.datetime, float] | None
+    """Cloud cover by VHR time, the cloudiest where two tiles have one time; None where there is no VHR."""
+
+
 def work(context: Context) -> Result:
     """Mask clouds and shadows, and tell which acquisitions are kept."""
-    section, images, output = context.config.cloud_shadow_filter, context.inputs["download"], context.output
-    patches = read_index(images)
-    rows: list[Acquisition] = []
-    for patch in track(patches, "Sentinel-2 masks"):
-        rows += mask_s2(section, images, output, patch)
-    if not any(row.kept for row in rows):
-        reasons = Counter(row.reason for row in rows)
-        raise DataError(
-            f"only cloudy dates: none of {len(rows)} Sentinel-2 acquisitions of {len(patches)} patches is clear enough"
-            f" ({reasons['cloud']} have more than cloud_shadow_filter.max_cloud_cover = {section.max_cloud_cover:g} of"
-            f" cloud, {reasons['nodata']} less valid ground than min_valid = {section.min_valid:g});"
-            " take a longer period"
-        )
-    with_vhr = [patch for patch in patches if part_path(images, patch, "vhr").is_dir()]
-    # neighbours decide about shadows, so all clouds are known before the first mask is written
-    clouds = {patch: vhr_clouds(section, images, patch) for patch in track(with_vhr, "VHR clouds")}
-    shadowed = shadowed_patches(clouds, section.max_cloud_cover)
-    for patch in track(with_vhr, "VHR masks"):
-        times = {time for flagged, time in shadowed if flagged == patch}
-        rows += mask_vhr(section, images, output, patch, times)
-    shifts = coregister(output, patches)
-    write_shifts(output, shifts)
-    write_acquisitions(output, rows)
-    registered = sum(len(dates) for dates in shifts.values())
-    found = {"patches": len(patches), "co_registered_dates": registered}
-    return Result(found | {sensor: counts(rows, sensor) for sensor in ("s2", "vhr")})
+    section = context.config.cloud_shadow_filter
+    patches = read_index(context.inputs["download"])
+    found = dict(zip(patches, each_patch(context, patches, find_clouds, "clouds"), strict=True))
+    rows = [row for patch in patches for row in found[patch].rows]
+    refuse_only_cloudy(section, rows, len(patches))
+    shifts = coregister(found)
+    write_shifts(context.output, shifts)
+    covers = {patch: one.vhr_cover for patch, one in found.items() if one.vhr_cover is not None}
+    shadowed: dict[Patch, set[dt.datetime]] = defaultdict(set)
+    for patch, time in shadowed_patches(covers, section.max_cloud_cover):
+        shadowed[patch].add(time)
+    vhr_rows = each_patch(context, list(covers), finish_vhr, "VHR masks", {patch: shadowed[patch] for patch in covers})
+    rows += [row for mine in vhr_rows for row in mine]
+    write_acquisitions(context.output, rows)
+    return Result(
+        {
+            "patches": len(patches),
+            "co_registered_dates": sum(len(dates) for dates in shifts.values()),
+            **{sensor: counts(rows, sensor) for sensor in ("s2", "vhr")},
+            "vhr_registration": registration_counts(rows),
+        }
+    )
 
 
-def coregister(output: Path, patches: list[Patch]) -> dict[str, dict[dt.datetime, Shift]]:
+def share(context: Context, shard: Shard) -> int:
+    """Find the clouds of a shard's patches. Returns how many patches the shard has."""
+    patches = shard.of(read_index(context.inputs["download"]))
+    each_patch(context, patches, find_clouds, "clouds")
+    return len(patches)
+
+
+def find_clouds(config: Config, inputs: Mapping[str, Path], output: Path, patch: Patch) -> Found:
+    """The first phase: write a patch's Sentinel-2 mask and its VHR clouds unless they are there."""
+    section, images = config.cloud_shadow_filter, inputs["download"]
+    path = part_path(output, patch, "s2")
+    if not path.is_dir():
+        save_part(mask_s2(section, load_part(part_path(images, patch, "s2"))), path)
+    s2 = load_part(path)
+    cover: dict[dt.datetime, float] | None = None
+    if part_path(images, patch, "vhr").is_dir():
+        path = part_path(output, patch, CLOUDS)
+        if not path.is_dir():
+            save_part(mask_vhr_clouds(section, load_part(part_path(images, patch, "vhr"))), path)
+        vhr, cover = load_part(path), {}
+        for time, (share_of_cloud, _) in zip(vhr.get_timestamps(), vhr.meta_info["coverage"], strict=True):
+            cover[time] = max(share_of_cloud, cover.get(time, 0.0))
+    pairs = [
+        PairShift(dt.datetime.fromisoformat(first), dt.datetime.fromisoformat(second), rows, columns)
+        for first, second, rows, columns in s2.meta_info["pair_shifts"]
+    ]
+    return Found(acquisitions(section, patch, "s2", s2), pairs, cover)
+
+
+def mask_s2(section: CloudShadowFilter, images: EOPatch) -> EOPatch:
+    """The mask of a Sentinel-2 series."""
+    valid = images.mask["VALID"][..., 0].astype(bool)
+    if section.s2_mask in ("auto", "source") and "CLM" in images.mask:
+        cloud, mask_source = images.mask["CLM"][..., 0].astype(bool), images.meta_info.get("mask_kind", "source")
+    else:
+        cloud, mask_source = cloud_mask(images.data["BANDS"].astype(np.float32) / 10_000, valid), "4-band"
+    clear = valid & ~np.stack([dilate(frame, section.dilate_px) for frame in cloud])
+    part = EOPatch(bbox=images.bbox, timestamps=images.get_timestamps())
+    part.mask["CLEAR"] = clear[..., None]
+    part.meta_info["mask_source"] = mask_source
+    part.meta_info["pair_shifts"] = [
+        (pair.first.isoformat(), pair.second.isoformat(), pair.rows, pair.columns)
+        for pair in pair_shifts(images.data["BANDS"], clear, images.get_timestamps())
+    ]
+    part.meta_info["tiles"] = list(images.meta_info["product_ids"])
+    part.meta_info["coverage"] = coverage(valid, clear)
+    return part
+
+
+def mask_vhr_clouds(section: CloudShadowFilter, images: EOPatch) -> EOPatch:
+    """The clouds of a VHR series, and what is valid."""
+    valid = images.mask["VALID"][..., 0].astype(bool)
+    blue = images.data["BANDS"][..., 0].astype(np.float32) / float(images.meta_info["radiance_scale"])
+    cloud = vhr_cloud_mask(blue, valid, section.vhr_blue_threshold, section.dilate_px * SCALE)
+    part = EOPatch(bbox=images.bbox, timestamps=images.get_timestamps())
+    part.mask["CLM"] = cloud[..., None]
+    part.meta_info["coverage"] = coverage(valid, valid & ~cloud)
+    return part
+
+
+def finish_vhr(
+    config: Config, inputs: Mapping[str, Path], output: Path, patch: Patch, shadowed: set[dt.datetime]
+) -> list[Acquisition]:
+    """The second phase: write a patch's VHR masks, with shadows and co-registration, unless they are there.
+
+    `shadowed` are the times at which a touching patch is cloudy. Returns the patch's rows of VHR.
+    """
+    section, images = config.cloud_shadow_filter, inputs["download"]
+    path = part_path(output, patch, "vhr")
+    if not path.is_dir():
+        series = load_part(part_path(images, patch, "vhr"))
+        times = series.get_timestamps()
+        clouds = load_part(part_path(output, patch, CLOUDS))
+        valid, cloud = (mask[..., 0].astype(bool) for mask in (series.mask["VALID"], clouds.mask["CLM"]))
+        clear = valid & ~cloud
+        flags = np.array([time in shadowed for time in times])
+        shadow = np.broadcast_to(flags[:, None, None], valid.shape)
+        found = register_vhr(series.data["BANDS"], clear & ~shadow, times, load_s2(images, output, patch))
+        part = EOPatch(bbox=patch.bbox, timestamps=times)
+        part.mask["CLEAR"], part.mask["CLM"] = clear[..., None], cloud[..., None]
+        part.mask["SHADOW"] = np.ascontiguousarray(shadow)[..., None]
+        part.meta_info["registration"] = [registration.to_json() for registration in found]
+        part.meta_info["tiles"] = list(series.meta_info["tile_ids"])
+        part.meta_info["coverage"] = clouds.meta_info["coverage"]
+        save_part(part, path)
+    return acquisitions(section, patch, "vhr", load_part(path))
+
+
+def refuse_only_cloudy(section: CloudShadowFilter, rows: Sequence[Acquisition], patches: int) -> None:
+    """Raise `DataError` when no Sentinel-2 acquisition of any patch is kept."""
+    if any(row.kept for row in rows):
+        return
+    reasons = Counter(row.reason for row in rows)
+    raise DataError(
+        f"only cloudy dates: none of {len(rows)} Sentinel-2 acquisitions of {patches} patches is clear enough"
+        f" ({reasons['cloud']} have more than cloud_shadow_filter.max_cloud_cover = {section.max_cloud_cover:g} of"
+        f" cloud, {reasons['nodata']} less valid ground than min_valid = {section.min_valid:g});"
+        " take a longer period"
+    )
+
+
+def coregister(found: Mapping[Patch, Found]) -> dict[str, dict[dt.datetime, Shift]]:
     """Displacement of every pass over each region, from the pairs of dates of all its patches."""
     pairs: dict[str, list[PairShift]] = defaultdict(list)
-    for patch in patches:
-        for first, second, rows, columns in load_part(part_path(output, patch, "s2")).meta_info["pair_shifts"]:
-            dates = dt.datetime.fromisoformat(first), dt.datetime.fromisoformat(second)
-            pairs[patch.region].append(PairShift(*dates, rows, columns))
-    return {region: solve(found) for region, found in pairs.items()}
+    for patch, one in found.items():
+        pairs[patch.region] += one.pairs
+    return {region: solve(mine) for region, mine in pairs.items()}
 
 
-def counts(rows: list[Acquisition], sensor: str) -> dict[str, int]:
+def counts(rows: Sequence[Acquisition], sensor: str) -> dict[str, int]:
     """Acquisitions in, kept, and dropped by reason."""
     mine = [row for row in rows if row.sensor == sensor]
     reasons = Counter(row.reason for row in mine if not row.kept)
     return {"acquisitions": len(mine), "kept": sum(row.kept for row in mine), **dict(sorted(reasons.items()))}
 
 
-def mask_s2(section: CloudShadowFilter, images: Path, output: Path, patch: Patch) -> list[Acquisition]:
-    """Write a patch's Sentinel-2 mask unless it is there. Returns its rows."""
-    series = load_part(part_path(images, patch, "s2"))
-    valid = series.mask["VALID"][..., 0].astype(bool)
-    path = part_path(output, patch, "s2")
-    if path.is_dir():
-        clear = load_part(path).mask["CLEAR"][..., 0].astype(bool)
-    else:
-        if section.s2_mask in ("auto", "source") and "CLM" in series.mask:
-            cloud, mask_source = series.mask["CLM"][..., 0].astype(bool), series.meta_info.get("mask_kind", "source")
-        else:
-            cloud, mask_source = cloud_mask(series.data["BANDS"].astype(np.float32) / 10_000, valid), "4-band"
-        clear = valid & ~np.stack([dilate(frame, section.dilate_px) for frame in cloud])
-        part = EOPatch(bbox=patch.bbox, timestamps=series.get_timestamps())
-        part.mask["CLEAR"] = clear[..., None]
-        part.meta_info["mask_source"] = mask_source
-        part.meta_info["pair_shifts"] = [
-            (pair.first.isoformat(), pair.second.isoformat(), pair.rows, pair.columns)
-            for pair in pair_shifts(series.data["BANDS"], clear, series.get_timestamps())
-        ]
-        save_part(part, path)
-    none = [False] * len(valid)
-    return acquisitions(section, patch, "s2", series, series.meta_info["product_ids"], valid, clear, none)
+def registration_counts(rows: Sequence[Acquisition]) -> dict[str, int]:
+    """Of the VHR acquisitions: how many have a known displacement, and how many of those are not rigid."""
+    known = [found for row in rows if row.sensor == "vhr" and (found := row.registration).known]
+    return {"known": len(known), "non_rigid": sum(not found.rigid for found in known)}
 
 
-def vhr_clouds(section: CloudShadowFilter, images: Path, patch: Patch) -> dict[dt.datetime, float]:
-    """Cloud cover of a patch by VHR time; the cloudiest where two tiles have one time."""
-    series = load_part(part_path(images, patch, "vhr"))
-    valid = series.mask["VALID"][..., 0].astype(bool)
-    covers = cloud_covers(valid, valid & ~find_vhr_clouds(section, series, valid))
-    found: dict[dt.datetime, float] = {}
-    for time, cover in zip(series.get_timestamps(), covers, strict=True):
-        found[time] = max(cover, found.get(time, 0.0))
-    return found
-
-
-def find_vhr_clouds(section: CloudShadowFilter, series: EOPatch, valid: Mask) -> Mask:
-    """Clouds (T, 4H, 4W) of a VHR series."""
-    blue = series.data["BANDS"][..., 0].astype(np.float32) / float(series.meta_info["radiance_scale"])
-    return vhr_cloud_mask(blue, valid, section.vhr_blue_threshold, section.dilate_px * SCALE)
-
-
-def mask_vhr(
-    section: CloudShadowFilter, images: Path, output: Path, patch: Patch, shadowed: set[dt.datetime]
-) -> list[Acquisition]:
-    """Write a patch's VHR masks unless they are there. Returns its rows."""
-    series = load_part(part_path(images, patch, "vhr"))
-    valid = series.mask["VALID"][..., 0].astype(bool)
-    flags = [time in shadowed for time in series.get_timestamps()]
-    path = part_path(output, patch, "vhr")
-    if path.is_dir():
-        clear = load_part(path).mask["CLEAR"][..., 0].astype(bool)
-    else:
-        cloud = find_vhr_clouds(section, series, valid)
-        clear = valid & ~cloud
-        part = EOPatch(bbox=patch.bbox, timestamps=series.get_timestamps())
-        part.mask["CLEAR"] = clear[..., None]
-        part.mask["CLM"] = cloud[..., None]
-        part.mask["SHADOW"] = np.broadcast_to(np.array(flags)[:, None, None, None], (*valid.shape, 1)).copy()
-        save_part(part, path)
-    return acquisitions(section, patch, "vhr", series, series.meta_info["tile_ids"], valid, clear, flags)
-
-
-def cloud_covers(valid: Mask, clear: Mask) -> list[float]:
-    """Share of the valid pixels of each date that is not clear; 0 where nothing is valid."""
+def coverage(valid: Mask, clear: Mask) -> list[tuple[float, float]]:
+    """Of each date: share of the valid pixels that is not clear (0 where none is valid), and share of valid pixels."""
     return [
-        1 - float(seen.sum()) / max(1, int(ground.sum())) if ground.any() else 0.0
+        (1 - float(seen.sum()) / int(ground.sum()) if ground.any() else 0.0, float(ground.mean()))
         for ground, seen in zip(valid, clear, strict=True)
     ]
 
 
-def acquisitions(
-    section: CloudShadowFilter,
-    patch: Patch,
-    sensor: str,
-    series: EOPatch,
-    tiles: list[str],
-    valid: Mask,
-    clear: Mask,
-    shadowed: list[bool],
-) -> list[Acquisition]:
-    """The rows of one patch and sensor."""
+def acquisitions(section: CloudShadowFilter, patch: Patch, sensor: str, part: EOPatch) -> list[Acquisition]:
+    """The rows of one patch and sensor, from its masks."""
+    times, info = part.get_timestamps(), part.meta_info
+    registrations = [Registration.from_json(raw) for raw in info["registration"]] if sensor == "vhr" else []
     rows = []
-    for index, cover in enumerate(cloud_covers(valid, clear)):
-        share = float(valid[index].mean())
-        if not valid[index].any() or share < section.min_valid:
+    for index, (cover, valid) in enumerate(info["coverage"]):
+        shadowed = sensor == "vhr" and bool(part.mask["SHADOW"][index].any())
+        registration = registrations[index] if registrations else None
+        if not valid or valid < section.min_valid:
             reason = "nodata"
         elif cover > section.max_cloud_cover:
             reason = "cloud"
+        elif shadowed:
+            reason = "shadow"
+        elif registration is not None and registration.known and registration.distance_m > section.max_shift_m:
+            reason = "shift"
         else:
-            reason = "shadow" if shadowed[index] else ""
-        time = series.get_timestamps()[index]
-        flag = shadowed[index]
-        rows.append(
-            Acquisition(patch.region, patch.id, sensor, time, tiles[index], cover, share, flag, not reason, reason)
+            reason = ""
+        row = Acquisition(
+            region=patch.region,
+            patch=patch.id,
+            sensor=sensor,
+            timestamp=times[index],
+            tile=info["tiles"][index],
+            cloud_cover=cover,
+            valid=valid,
+            shadowed=shadowed,
+            kept=not reason,
+            reason=reason,
         )
+        rows.append(row if registration is None else row.registered(registration))
     return rows
 
 

@@ -29,6 +29,7 @@ from sr_core.quality.gate_page import Pair, picture_pair
 from sr_core.quality.selection import Selection, select
 from sr_core.radiometry.histogram import match
 from sr_core.radiometry.normalize import Normalization, read_normalization, vhr_to_s2_units
+from sr_core.samples.align import align_vhr
 from sr_core.samples.pairs import (
     Frames,
     Reasons,
@@ -211,7 +212,7 @@ def make_pairs(
     }
     return vhr_pairs(
         load_s2(images, masks, patch),
-        series,
+        align_vhr(series) if config.align_vhr else series,
         reasons,
         reflectance_of(normalization, patch.region),
         match if config.histogram_matching else None,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 
+from sr_core.coregistration import Registration
 from sr_core.errors import ArtifactError
 
 TABLE = "acquisitions.parquet"
@@ -31,10 +33,32 @@ class Acquisition:
     valid: float
     """Share of the patch with data."""
     shadowed: bool
-    """A touching patch of the same VHR timestamp is cloudy."""
+    """VHR: some of it is taken for shadow, by the rule that was chosen."""
     kept: bool
     reason: str
-    """Why it is not kept: "nodata", "cloud" or "shadow"; "" where it is."""
+    """Why it is not kept: "nodata", "cloud", "shadow" or "shift"; "" where it is."""
+    shift_rows_m: float = math.nan
+    """VHR's displacement from the Sentinel-2 frames, metres south and east; NaN where it is not known."""
+    shift_columns_m: float = math.nan
+    shift_confidence: float = math.nan
+    """0 to 1; see `sr_core.coregistration.Registration`."""
+    shift_spread_m: float = math.nan
+    """How much parts of the patch disagree about it."""
+
+    @property
+    def registration(self) -> Registration:
+        confidence = 0.0 if math.isnan(self.shift_confidence) else self.shift_confidence
+        return Registration(self.shift_rows_m, self.shift_columns_m, confidence, self.shift_spread_m)
+
+    def registered(self, found: Registration) -> Acquisition:
+        """The same with VHR's displacement."""
+        return replace(
+            self,
+            shift_rows_m=found.rows_m,
+            shift_columns_m=found.columns_m,
+            shift_confidence=found.confidence,
+            shift_spread_m=found.spread_m,
+        )
 
 
 def write_acquisitions(masks_root: Path, rows: Iterable[Acquisition]) -> pd.DataFrame:

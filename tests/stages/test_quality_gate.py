@@ -12,6 +12,7 @@ import pytest
 from components import stage
 from components.quality_gate import main as program
 from sr_core.config import FilesSource, parse_config
+from sr_core.coregistration import UNKNOWN
 from sr_core.errors import DataError
 from sr_core.masks.acquisitions import Acquisition, write_acquisitions
 from sr_core.patches import EOPatch, Patch, make_patch, part_path, save_part, write_index
@@ -85,6 +86,7 @@ def write_series(root, patch, sensor, bands, timestamps, meta, reason):
         images[FeatureType.META_INFO][key] = value
     masks[FeatureType.MASK]["CLEAR"] = clear
     masks[FeatureType.MASK]["SHADOW"] = np.zeros_like(clear)
+    masks[FeatureType.META_INFO]["registration"] = [UNKNOWN.to_json()] * len(timestamps)
     save_part(images, part_path(root / "patches", patch, sensor))
     save_part(masks, part_path(root / "masks", patch, sensor))
     tiles = meta["product_ids"] if sensor == "s2" else meta["tile_ids"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sr_core.config import FilesSource
+from sr_core.coregistration import Registration
 from sr_core.errors import ArtifactError
 from sr_core.masks.acquisitions import Acquisition, read_acquisitions, write_acquisitions
 from sr_core.masks.morphology import closing, dilate, erode, opening
@@ -151,9 +152,11 @@ def test_shadows_come_from_touching_patches_of_the_same_time() -> None:
 
 
 def test_table_of_acquisitions(tmp_path: Path) -> None:
-    row = Acquisition("r", "p", "s2", dt.datetime(2020, 6, 1, 10), "t", 0.2, 1.0, False, False, "cloud")
-    write_acquisitions(tmp_path, [row])
+    place = ("vhr", dt.datetime(2020, 6, 1, 10), "t", 0.2, 1.0)
+    row = Acquisition("r", "p", *place, False, False, "cloud").registered(Registration(1.5, -2.0, 0.8, 0.3))
+    write_acquisitions(tmp_path, [row, Acquisition("r", "p", *place, False, True, "")])
     table = read_acquisitions(tmp_path)
     assert table.to_dict("records")[0] == vars(row)
+    assert np.isnan(table.shift_rows_m[1]) and table.kept.tolist() == [False, True]
     with pytest.raises(ArtifactError, match="run cloud_shadow_filter first"):
         read_acquisitions(tmp_path / "elsewhere")

@@ -137,7 +137,9 @@ class TestVHR:
         bands = np.stack([fine] * len(timestamps)).astype(np.uint16)
         tiles = [f"t{n}" for n in range(len(timestamps))]
         # stored integers are radiance x 100, and radiance here is 100 x reflectance
-        return VHRSeries(PATCH, bands, np.ones(shape, bool), np.zeros(shape, bool), list(timestamps), tiles, 100.0)
+        unknown = np.full((len(timestamps), 2), np.nan, np.float32)
+        clear, shadow = np.ones(shape, bool), np.zeros(shape, bool)
+        return VHRSeries(PATCH, bands, clear, shadow, list(timestamps), tiles, 100.0, unknown)
 
     window = ChipWindow(24, 40, "train")
     high = (slice(96, 128), slice(160, 192))
