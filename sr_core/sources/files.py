@@ -44,6 +44,11 @@ class FileSeries:
                 f" {len(files)} file(s); expected one GeoTIFF a band, one of four bands a date, SAFE folders or zips,"
                 " or NetCDF series"
             )
+        if products and (sites or tiffs):
+            raise SourceError(
+                f"source.path {config.path}: found SAFE products and {len(tiffs)} GeoTIFF(s) and {len(sites)} NetCDF"
+                " series; expected one kind in a folder"
+            )
         self.series: list[Series]
         if products:
             self.series = [*open_safe(config.path, products, config.region)]

@@ -271,10 +271,11 @@ def read_band(
 
 def _shown(dataset: rasterio.DatasetReader, number: int, window: Window) -> NDArray[np.bool_] | np.bool_:
     """What the file's mask, or an alpha band after the fourth, lets through."""
-    flags = dataset.mask_flag_enums[number - 1]
     # four bands of bytes are called red, green, blue and alpha by default, also where the fourth is infrared
-    if MaskFlags.alpha in flags and dataset.count <= len(BANDS):
-        return np.True_
-    if MaskFlags.per_dataset not in flags:
-        return np.True_
-    return np.asarray(dataset.read_masks(number, window=window) > 0)
+    for index, colour in enumerate(dataset.colorinterp[len(BANDS) :], start=len(BANDS) + 1):
+        if colour == ColorInterp.alpha:
+            return np.asarray(dataset.read(index, window=window) > 0)
+    flags = dataset.mask_flag_enums[number - 1]
+    if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        return np.asarray(dataset.read_masks(number, window=window) > 0)
+    return np.True_

@@ -95,10 +95,12 @@ class Container:
         return entries
 
     def place(self, member: str) -> str:
-        """What messages, and GDAL, call a member."""
-        if self.inside is None:
-            return str(self.path / member)
-        return f"/vsizip/{self.path.absolute()}/{PurePosixPath(self.inside) / member}"
+        """What messages call a member."""
+        return str(self.path / (self.inside or "") / member)
+
+    def raster(self, member: str) -> str:
+        """What GDAL calls a member."""
+        return self.place(member) if self.inside is None else f"/vsizip/{self.place(member)}"
 
     @contextmanager
     def open(self, member: str) -> Iterator[IO[bytes]]:
@@ -152,7 +154,7 @@ class Granule:
         gsd = BAND_GSD[band]
         grid = self.grid.coarser(gsd)
         place = self.container.place(member)
-        with open_raster(place) as dataset:
+        with open_raster(self.container.raster(member)) as dataset:
             if dataset.shape != grid.shape or not dataset.transform.almost_equals(grid.transform, precision=1e-3):
                 raise SourceError(
                     f"{place}: found {dataset.shape} pixels from {dataset.transform.c:g}, {dataset.transform.f:g};"
