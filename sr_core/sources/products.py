@@ -107,6 +107,7 @@ def check_offsets(
             f" {OFFSET} of processing baseline {OFFSET_SINCE} and later (or to have lost it twice). {cure}"
         )
 
+    raised: set[tuple[int, int]] = set()  # pairs of dates, the lower first
     for place, late in enumerate(dates):
         for early in dates[max(0, place - NEIGHBOURS) : place]:
             difference = pixels[late] - pixels[early]
@@ -115,7 +116,10 @@ def check_offsets(
                 continue
             low, middle, high = np.percentile(difference, [25, 50, 75], axis=0)
             if (np.abs(np.abs(middle) - OFFSET) < PAIR_TOLERANCE).all() and (high - low < PAIR_TOLERANCE).all():
-                raise jump([early], [late], float(middle.mean()))
+                raised.add((early, late) if middle.mean() > 0 else (late, early))
+    if raised:
+        lower, upper = (sorted(set(side)) for side in zip(*raised, strict=True))
+        raise jump(lower, upper, OFFSET) if lower[0] < upper[0] else jump(upper, lower, -OFFSET)
     if not dates:
         return
     dark = np.nanpercentile(pixels[dates, :, :3], DARK_END, axis=1)

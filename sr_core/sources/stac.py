@@ -15,9 +15,11 @@ import json
 import logging
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +74,7 @@ ASSETS = (
 """Names of assets: those of Earth Search, of the Copernicus Data Space, and of catalogues that use ESA's band names."""
 COPERNICUS_S3 = {"AWS_S3_ENDPOINT": "eodata.dataspace.copernicus.eu", "AWS_VIRTUAL_HOSTING": "FALSE"}
 
+SCL_GSD = (20.0, S2_GSD)
 PASS = dt.timedelta(minutes=30)
 """Items within this are tiles of one pass: an orbit takes 100 minutes."""
 SEARCH_DEGREES = 0.25
@@ -87,9 +90,9 @@ LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_S = 30.0
 
 OVERVIEW_PX = 343
-"""A whole product's pixels are looked at on a grid of about this many rows: the coarsest overview of 10980."""
-UNTILED_PX = 2048
-"""Of a file without overviews, so many rows and columns at its centre are looked at."""
+"""Of a whole product so many rows and columns are looked at: the coarsest overview of 10980 and of 5490."""
+UNTILED_M = 20_480.0
+"""Of a product without overviews, so much ground at its centre is looked at."""
 DARK_PERCENTILE = 10.0
 DARK_PIXELS = 200
 REMOVED_BELOW, KEPT_ABOVE = 900.0, 1050.0
@@ -97,6 +100,8 @@ REMOVED_BELOW, KEPT_ABOVE = 900.0, 1050.0
 it is still there. `tests/unit/test_stac_source.py` holds it against 106 real dates."""
 
 T = TypeVar("T")
+DAMAGE = re.compile(r"IO error|can ?not read|read error|fail|range download|truncat|corrupt", re.IGNORECASE)
+"""What GDAL only warns of although something could not be read: a georeference that is cut off is ignored by it."""
 # a failed read is told by our error, with its address; odc's own line would be printed before every retry
 logging.getLogger("odc.loader._rio").addHandler(logging.NullHandler())
 
@@ -317,12 +322,12 @@ class StacCatalogue:
         given: list[tuple[int, _Item, int, bool]] = []
         for item in items:
             names = self._names(item)
-            layers = [self._layer(item, names[band], patch, "cubic", S2_GSD) for band in BANDS]
+            layers = [self._layer(item, names[band], patch, "cubic", (S2_GSD,)) for band in BANDS]
             bands = np.stack([pixels for pixels, _ in layers], axis=-1)
             good = np.logical_and.reduce([has_data for _, has_data in layers])
             classified &= "scl" in names
             if "scl" in names:
-                classes = self._layer(item, names["scl"], patch, "nearest", None)[0].astype(np.uint8)
+                classes = self._layer(item, names["scl"], patch, "nearest", SCL_GSD)[0].astype(np.uint8)
                 good &= ~np.isin(classes, SCL_NODATA)
                 scl[~valid] = classes[~valid]
             offset, certain = self._offset(item, names)
@@ -338,7 +343,7 @@ class StacCatalogue:
         return _Acquisition(values, valid, scl if classified else None, most[1], most[2], certain)
 
     def _layer(
-        self, item: _Item, name: str, patch: Patch, resampling: str, gsd: float | None
+        self, item: _Item, name: str, patch: Patch, resampling: str, gsd: Sequence[float]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """An asset on the patch's 10 m grid, and where it has data."""
         rows, columns = patch.shape
@@ -369,23 +374,32 @@ class StacCatalogue:
         """`read()` under bounded retries. Raises `SourceError` naming the address and what the server says."""
         address = _without_query(href)
         for attempt in range(self.config.max_retries + 1):
-            try:
-                with rasterio.Env(**self._gdal(href, again=attempt > 0)):
-                    return read()
-            except RasterioError as error:
-                reason = str(error.__cause__ or error)
-                if not _is_url(href):
-                    raise SourceError(f"{address}: cannot be read, the file may be truncated ({reason})") from error
-                if not href.startswith(("http://", "https://")):
-                    hint = "; this store needs keys in the standard AWS settings" if href.startswith("s3:") else ""
-                    final, pause, told = attempt > 1, 0.0, f"{reason}{hint}"
-                else:
-                    final, pause, told = _ask_server(href, self.config.timeout_s, reason)
-                if final or attempt == self.config.max_retries:
-                    tried = f"after {attempt + 1} tries" if attempt else "at the first try"
-                    raise SourceError(f"{address}: cannot be read {tried}: {told}") from error
-                time.sleep(max(pause, min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)))
+            cause: Exception | None = None
+            with _gdal_damage() as heard:
+                try:
+                    with rasterio.Env(**self._gdal(href, again=attempt > 0)):
+                        found = read()
+                    if not heard:
+                        return found
+                except RasterioError as error:
+                    heard, cause = [str(error.__cause__ or error)], error
+                except SourceError:
+                    if not heard:
+                        raise
+            final, pause, told = self._diagnose(href, attempt, heard[0])
+            if final or attempt == self.config.max_retries:
+                tried = f"after {attempt + 1} tries" if attempt else "at the first try"
+                raise SourceError(f"{address}: cannot be read {tried}: {told}") from cause
+            time.sleep(max(pause, min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)))
         raise AssertionError("unreachable")
+
+    def _diagnose(self, href: str, attempt: int, reason: str) -> tuple[bool, float, str]:
+        """Why a file could not be read: whether that is final, seconds to wait, and in words."""
+        if href.startswith(("http://", "https://")):
+            return _ask_server(href, self.config.timeout_s, reason)
+        if _is_url(href):
+            return attempt > 1, 0.0, f"{reason}; a store like this needs keys, in the standard AWS settings"
+        return True, 0.0, f"the file may be truncated ({reason})"
 
     def _gdal(self, href: str, again: bool) -> dict[str, Any]:
         """GDAL's settings for one read, of this thread only. Retries are ours: GDAL knows no Retry-After."""
@@ -476,6 +490,32 @@ def offset_in_pixels(red: NDArray[np.int32], scl: NDArray[np.int32]) -> int | No
     return 0 if found < REMOVED_BELOW else OFFSET if found > KEPT_ABOVE else None
 
 
+class _Damage(logging.Handler):
+    """Collects what GDAL warns of in one thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.thread, self.heard = threading.get_ident(), list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self.thread and DAMAGE.search(record.getMessage()):
+            self.heard.append(record.getMessage())
+
+
+@contextmanager
+def _gdal_damage() -> Iterator[list[str]]:
+    """Warnings of damage, from rasterio's loggers, while the block runs."""
+    listener = _Damage()
+    loggers = [logging.getLogger(name) for name in ("rasterio._env", "rasterio._err")]
+    for logger in loggers:
+        logger.addHandler(listener)
+    try:
+        yield listener.heard
+    finally:
+        for logger in loggers:
+            logger.removeHandler(listener)
+
+
 class _PatientIO(StacApiIO):  # type: ignore[misc]
     """Reads a catalogue's JSON under bounded retries, also where the body is cut off."""
 
@@ -540,18 +580,22 @@ def _passes(items: Sequence[_Item]) -> list[list[_Item]]:
 
 
 def _overview(href: str) -> NDArray[np.int32]:
-    """A whole raster at about `OVERVIEW_PX` rows and columns from its overviews, by nearest neighbour."""
+    """A whole raster coarsely, by nearest neighbour: at most `OVERVIEW_PX` rows and columns, of at least 20 m each."""
     with rasterio.open(href) as dataset:
-        _check_raster(dataset, href, None)
-        window, side = None, min(OVERVIEW_PX, *dataset.shape)
-        if not dataset.overviews(1) and max(dataset.shape) > UNTILED_PX:
-            row, column = (length // 2 - UNTILED_PX // 2 for length in dataset.shape)
-            window = Window(column, row, UNTILED_PX, UNTILED_PX)
-        return np.asarray(dataset.read(1, out_shape=(side, side), window=window), np.int32)
+        _check_raster(dataset, href, SCL_GSD)
+        rows, columns = dataset.shape
+        window = None
+        if not dataset.overviews(1) and max(dataset.shape) * dataset.res[0] > UNTILED_M:
+            side = round(UNTILED_M / dataset.res[0])
+            top, left = max(0, (rows - side) // 2), max(0, (columns - side) // 2)
+            rows, columns = min(rows, side), min(columns, side)
+            window = Window(left, top, columns, rows)
+        coarse = tuple(min(OVERVIEW_PX, round(length * dataset.res[0] / 20)) for length in (rows, columns))
+        return np.asarray(dataset.read(1, out_shape=coarse, window=window), np.int32)
 
 
-def _check_raster(dataset: Any, href: str, gsd: float | None) -> None:
-    """Raise `SourceError` unless a raster has one band of integers, a reference system, and pixels of `gsd` metres."""
+def _check_raster(dataset: Any, href: str, gsd: Sequence[float]) -> None:
+    """Raise `SourceError` unless a raster has one band of integers, a reference system, and pixels of a `gsd` (m)."""
     address, step = _without_query(href), dataset.transform
     if dataset.count != 1 or np.dtype(dataset.dtypes[0]).kind not in "ui":
         raise SourceError(
@@ -559,8 +603,9 @@ def _check_raster(dataset: Any, href: str, gsd: float | None) -> None:
         )
     if dataset.crs is None:
         raise SourceError(f"{address}: found no reference system; expected a UTM zone")
-    if gsd is not None and (abs(step.a - gsd) > 1e-6 or abs(step.e + gsd) > 1e-6):
-        raise SourceError(f"{address}: found pixels of {step.a:g} x {-step.e:g}; expected {gsd:g} m, north up")
+    if not any(abs(step.a - metres) < 1e-6 and abs(step.e + metres) < 1e-6 for metres in gsd):
+        wanted = " or ".join(f"{metres:g}" for metres in gsd)
+        raise SourceError(f"{address}: found pixels of {step.a:g} x {-step.e:g}; expected {wanted} m, north up")
 
 
 def _ask_server(href: str, timeout_s: float, reason: str) -> tuple[bool, float, str]:
