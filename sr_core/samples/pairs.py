@@ -26,6 +26,7 @@ from sr_core.config import QualityGate
 from sr_core.errors import ArtifactError
 from sr_core.patches import S2_GSD, Patch
 from sr_core.quality.scores import Scores, score
+from sr_core.radiometry.histogram import agreeing
 from sr_core.radiometry.resample import bicubic_upsample, degrade
 from sr_core.samples.frames import age_days, choose_frames
 from sr_core.samples.land import kind_of_land
@@ -93,7 +94,7 @@ def vhr_pairs(
     The truth is `to_reflectance(radiance, tile)`, then taken through the mapping that `match`es VHR, as Sentinel-2
     would see it, to the latest frame. The mapping is found at 10 m, because the histogram of a blurred image is
     narrower: matched to that, the truth would lose the very contrast that is to be learnt. It is found over the
-    patch, not over a chip, where a handful of fields would make the histogram.
+    patch, not over a chip, where a handful of fields would make the histogram, and over the pixels that agree.
     """
     frames = Frames(s2.patch, S2_GSD, np.moveaxis(s2.bands, -1, 1), s2.clear, s2.timestamps, s2.shifts)
     truths = []
@@ -346,13 +347,13 @@ def _match_as_seen(
     if not common.any():
         return image
     frame = np.moveaxis(frames.bands[latest], 0, -1).astype(np.float32) / REFLECTANCE_SCALE
+    same = agreeing(seen[common], frame[common])
+    taken, wanted = seen[common][same], frame[common][same][:, None]
     # a mask chooses what makes the histogram, and all pixels are mapped: one column of pixels, coarse ones first
-    bands = image.shape[-1]
-    pixels = np.concatenate([seen[common], image.reshape(-1, bands)])[:, None]
-    makes_histogram = np.arange(len(pixels))[:, None] < common.sum()
-    wanted = frame[common][:, None]
+    pixels = np.concatenate([taken, image.reshape(-1, image.shape[-1])])[:, None]
+    makes_histogram = np.arange(len(pixels))[:, None] < len(taken)
     mapped = match(pixels, wanted, makes_histogram, np.ones(wanted.shape[:2], bool))
-    return mapped[common.sum() :, 0].reshape(image.shape)
+    return mapped[len(taken) :, 0].reshape(image.shape)
 
 
 def _real_frame(s2: S2Series, index: int) -> Callable[[int], NDArray[np.uint16]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sr_core.radiometry.histogram import match
+from sr_core.radiometry.histogram import agreeing, match
 from sr_core.radiometry.statistics import PixelStatistics
 
 PERCENT = [0, 1, 33.3, 50, 99, 100]
@@ -103,6 +103,40 @@ def test_matching_ignores_clouds_and_is_monotone() -> None:
     assert np.abs(matched[20:] - reference[20:]).mean() < 0.01
     order = np.argsort(source[..., 0], axis=None)
     assert (np.diff(matched[..., 0].ravel()[order]) >= -1e-6).all()
+
+
+@pytest.mark.parametrize("where", ["source", "reference", "both"])
+@pytest.mark.parametrize("value", [0.6, 1.5, 6.5])
+def test_one_percent_of_bright_objects_does_not_bend_the_mapping(where: str, value: float) -> None:
+    """Roofs, or clouds that no mask caught, from bright to saturated: the land is mapped as it is without them."""
+    rng = np.random.default_rng(0)
+    land = rng.gamma(3, 0.05, (120, 120, 1)).astype(np.float32)
+    source, reference, clear = 3 * np.sqrt(land) + 1, land.copy(), np.ones((120, 120), bool)
+    ordinary = match(source, reference, clear, clear)
+    bright = rng.random((120, 120)) < 0.01
+    if where != "reference":
+        source[bright] = 3 * np.sqrt(value) + 1
+    if where != "source":
+        reference[bright] = value
+    matched = match(source, reference, clear, clear)
+    change = np.abs(matched - ordinary)[~bright]
+    typical = land[..., 0] < np.percentile(land, 95)
+    assert change[typical[~bright]].max() < 0.035 and change.mean() < 0.006
+    same = agreeing(source[clear], reference[clear])
+    better = match(source, reference, clear & same.reshape(clear.shape), clear & same.reshape(clear.shape))
+    if where != "both":  # what both show alike may stay
+        assert not same[bright.ravel()].any() and same[~bright.ravel()].mean() > 0.95
+    apart = np.abs(better - ordinary)[~bright]
+    assert apart[typical[~bright]].max() < 0.015 and apart.mean() < 0.002
+
+
+def test_land_that_changed_does_not_make_the_histogram() -> None:
+    rng = np.random.default_rng(1)
+    reference = rng.gamma(3, 0.05, (80 * 80, 4)).astype(np.float32)
+    source = 2 * reference + np.float32(0.1) + rng.normal(0, 0.004, reference.shape).astype(np.float32)
+    source[:1200, 3] += 0.5  # a fifth of the land has greened since
+    same = agreeing(source, reference)
+    assert same[:1200].mean() < 0.05 and same[1200:].mean() > 0.9
 
 
 def test_matching_a_flat_image_or_none() -> None:
