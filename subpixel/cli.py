@@ -278,8 +278,53 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
+@app.command()
+def download(
+    config: ConfigFile,
+    root: Annotated[
+        str | None, typer.Option("--root", help="Where artifacts are: a folder or s3://bucket/prefix.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask the catalogue only: patches, dates, processing units, bytes.")
+    ] = False,
+) -> None:
+    """Stage: Read patches of the area for the period from the source."""
+    if dry_run:
+        _show_estimate(config)
+    elif root is None:
+        raise typer.BadParameter("missing; where shall the patches go?", param_hint="--root")
+    else:
+        raise typer.Exit(main(STAGES["download"], ["--config", str(config), "--root", root]))
+
+
+def _show_estimate(path: Path) -> None:
+    from components.download.main import period_of, plan, secrets
+    from sr_core.sources import Metered, open_source
+
+    config = load_config(path, os.environ)
+    source = open_source(config, secrets())
+    patches = plan(config, source)[0]
+    table = Table(title=f"{config.name}: nothing is downloaded", title_justify="left", show_header=False)
+    rows = [("patches", f"{len(patches)}")]
+    if isinstance(source, Metered):
+        found, most = source.estimate(patches, period_of(config)), source.max_processing_units
+        rows += [(f"{sensor} acquisitions, patch by patch", f"{count}") for sensor, count in found.acquisitions.items()]
+        rows += [
+            ("requests", f"{found.requests}"),
+            ("processing units", f"{found.processing_units:.2f} of at most {most:g} (source.max_processing_units)"),
+            ("bytes, uncompressed", f"{found.bytes / 1e6:.1f} MB"),
+        ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if not isinstance(source, Metered):
+        console.print(f"the source {config.source.kind} is not charged for", markup=False)
+    elif found.processing_units > most:
+        console.print("[red]refused[/red]: the download would be more than source.max_processing_units")
+        raise typer.Exit(1)
+
+
 STAGE_HELP = {
-    "download": "Read patches of the area for the period from the source.",
     "cloud_shadow_filter": "Mask clouds and shadows; decide which acquisitions are kept.",
     "normalize": "Cloud-free statistics by region and VHR tile.",
     "quality_gate": "Cut, score and filter samples; validate the set.",

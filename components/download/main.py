@@ -23,7 +23,7 @@ from components.stage import STAGES, WHOLE, Context, Result, Shard, working_key
 from sr_core.config import Config, Grid, parse_config
 from sr_core.errors import AreaError, DataError
 from sr_core.patches import EOPatch, Patch, make_patch, part_path, plan_patches, save_part, write_index
-from sr_core.sources import SECRETS, Region, Source, open_source
+from sr_core.sources import SECRETS, Dates, Metered, Region, Source, open_source
 
 NO_DATA = "nodata"
 """Empty file in the folder of a patch that was read and has no valid pixel, until the stage is finished."""
@@ -54,8 +54,12 @@ def work(context: Context) -> Result:
 
 def share(context: Context, shard: Shard) -> int:
     """Read a shard's patches, those that are not there. Returns how many patches the shard has."""
-    patches = shard.of(plan(context.config, source_of(context))[0])
+    source = source_of(context)
+    every = plan(context.config, source)[0]
+    patches = shard.of(every)
     todo = [patch for patch in patches if not is_read(context.output, patch)]
+    if todo and isinstance(source, Metered):
+        source.admit(every, period_of(context.config))
     each_patch(context, todo, fetch_patch, "patches")
     return len(patches)
 
@@ -115,6 +119,11 @@ def covers(region: Region, patch: Patch) -> bool:
     )
 
 
+def period_of(config: Config) -> Dates | None:
+    """First and last day; None for all dates of the source."""
+    return (config.period.start, config.period.end) if config.period else None
+
+
 def source_of(context: Context) -> Source:
     """The source that a stage reads."""
     return opened(context.config.model_dump_json(), context.key)
@@ -139,7 +148,7 @@ def fetch(config: Config, source: Source, output: Path, patch: Patch) -> bool:
     """Write all parts of a patch, `s2` last. Returns whether it has any valid Sentinel-2 pixel; without, nothing is
     written. Raises `DataError` when there is no Sentinel-2 date at all.
     """
-    period = (config.period.start, config.period.end) if config.period else None
+    period = period_of(config)
     s2 = source.s2(patch, period)
     if not s2.get_timestamps():
         asked = f"{period[0]} to {period[1]}" if period else "the whole series"

@@ -66,14 +66,15 @@ class Estimate:
 class Metered(Protocol):
     """A source whose service counts what is taken from it."""
 
-    def admit(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
-        """What reading these patches takes, without reading them.
-
-        Raises `SourceError` where it is more than the configuration allows.
-        """
+    @property
+    def max_processing_units(self) -> float:
+        """What a download may cost."""
 
     def estimate(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
-        """The same, without a limit."""
+        """What reading these patches takes, without reading them."""
+
+    def admit(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
+        """The same. Raises `SourceError` where it costs more than `max_processing_units`."""
 
 
 def open_source(config: Config, secrets: Mapping[str, str] | None = None) -> Source:

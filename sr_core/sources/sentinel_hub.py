@@ -47,6 +47,7 @@ from sr_core.sources.products import baseline_of, check_offsets, sensing_time
 from sr_core.sources.rasters import S2_BANDS
 from sr_core.sources.scl import SCL_CLOUD, SCL_NODATA
 from sr_core.sources.sentinel_hub_client import Client, RateLimit, TemporaryError
+from sr_core.sources.vhr import RADIANCE_SCALE
 
 T = TypeVar("T")
 ENDPOINTS = {
@@ -66,6 +67,10 @@ LARGEST_SIDE = 2500
 ONE_PASS = dt.timedelta(minutes=30)
 """Products sensed within this time of each other over a patch are one acquisition."""
 SECOND = dt.timedelta(seconds=1)
+TOO_BRIGHT = 2
+"""Mask of vhr.js where there are values that cannot be radiance."""
+MOST_TOO_BRIGHT = 0.01
+"""Share of such pixels that may be glint or defects; they are not valid."""
 THREADS = 4
 """Requests of one process at the same time; the rate limit holds for all processes together."""
 OUTPUTS = {"bands": "uint16", "masks": "uint8"}
@@ -142,6 +147,7 @@ class SentinelHub:
 
     def __init__(self, config: SentinelHubSource, secrets: Mapping[str, str]) -> None:
         self.config, self._secrets = config, secrets
+        self.max_processing_units = config.max_processing_units
         base_url, token_url = ENDPOINTS[config.service]
         self.base_url = _checked_url(config.base_url or base_url, "source.base_url")
         self.token_url = _checked_url(config.token_url or token_url, "source.token_url")
@@ -210,7 +216,10 @@ class SentinelHub:
         return eopatch
 
     def vhr(self, patch: Patch, period: Dates | None) -> EOPatch | None:
-        """VHR at 2.5 m from the collection `config.byoc_collection`, in its own units; None where there is none."""
+        """VHR radiance at 2.5 m from the collection `config.byoc_collection`; None where there is none.
+
+        Raises `DataError` where more than `MOST_TOO_BRIGHT` of a date cannot be radiance.
+        """
         if self.vhr_recipe is None:
             return None
         recipe = self.vhr_recipe
@@ -218,6 +227,14 @@ class SentinelHub:
         if not found:
             return None
         images = _in_threads(lambda acquisition: self._image(recipe, acquisition, patch), found)
+        for acquisition, image in zip(found, images, strict=True):
+            wrong, seen = int((image.masks == TOO_BRIGHT).sum()), int((image.masks > 0).sum())
+            if wrong > MOST_TOO_BRIGHT * seen:
+                raise DataError(
+                    f"{self.base_url}, patch {patch.id}, {acquisition.product.id}: {wrong} of {seen} pixels are below 0"
+                    f" or above {65535 / RADIANCE_SCALE:g} W m-2 sr-1 um-1; expected radiance times"
+                    f" source.byoc_radiance_scale = {self.config.byoc_radiance_scale:g}"
+                )
         valid = np.stack([image.masks == 1 for image in images])
         eopatch = EOPatch(bbox=patch.bbox, timestamps=[acquisition.timestamp for acquisition in found])
         eopatch.data["BANDS"] = _stored(np.stack([image.bands for image in images]), valid[..., 0])
@@ -226,7 +243,7 @@ class SentinelHub:
             {
                 "source": "sentinelhub",
                 "tile_ids": [acquisition.product.id for acquisition in found],
-                "radiance_scale": self.config.byoc_radiance_scale,
+                "radiance_scale": RADIANCE_SCALE,
             }
         )
         return eopatch
@@ -269,13 +286,13 @@ class SentinelHub:
         return Estimate(len(patches), counts, requests, units, size)
 
     def admit(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
-        """`estimate`; raises `SourceError` where it exceeds `config.max_processing_units`."""
+        """`estimate`; raises `SourceError` where it exceeds `max_processing_units`."""
         found = self.estimate(patches, period)
-        if found.processing_units > self.config.max_processing_units:
+        if found.processing_units > self.max_processing_units:
             raise SourceError(
                 f"{self.base_url}: the download is estimated at {found.processing_units:.0f} processing units"
                 f" ({found.requests} requests for {found.patches} patches); expected at most"
-                f" source.max_processing_units = {self.config.max_processing_units:g}. Raise it, or take a smaller"
+                f" source.max_processing_units = {self.max_processing_units:g}. Raise it, or take a smaller"
                 " area, a shorter period or a lower max_cloud_cover"
             )
         return found
@@ -408,6 +425,8 @@ class Expected:
         return {name: self._read_tiff(name, files[f"{name}.tif"]) for name in OUTPUTS}
 
     def _read_tiff(self, output: str, content: bytes) -> NDArray[Any]:
+        if not content:  # which rasterio would take for a file to be written
+            raise TemporaryError(f"{output}.tif is empty")
         try:
             with MemoryFile(content) as memory, memory.open(driver="GTiff") as dataset:
                 epsg = dataset.crs.to_epsg() if dataset.crs else None
@@ -465,7 +484,7 @@ def _vhr(config: SentinelHubSource) -> Recipe:
     if set(config.byoc_bands) != set(BANDS):
         raise ConfigError(f"source.byoc_bands: found {sorted(config.byoc_bands)}; expected {', '.join(BANDS)}")
     names = [name for _, name in sorted(config.byoc_bands.items(), key=lambda item: BANDS.index(item[0]))]
-    script = evalscript("vhr.js", BANDS=names, PAN=config.byoc_pan)
+    script = evalscript("vhr.js", BANDS=names, PAN=config.byoc_pan, SCALE=RADIANCE_SCALE / config.byoc_radiance_scale)
     charged = len(names) + (config.byoc_pan is not None)
     collection = DataCollection.define_byoc(str(config.byoc_collection))
     return Recipe(collection, script, VHR_GSD, len(names), 1, charged, ResamplingType.BILINEAR)

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import requests
 from sentinelhub import DownloadRequest, SentinelHubCatalog, SentinelHubDownloadClient, SHConfig
 from sentinelhub.download.models import DownloadResponse
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from sr_core.errors import SourceError
 
@@ -269,16 +270,17 @@ class Client(SentinelHubDownloadClient):  # type: ignore[misc]
             with self._http.request(
                 method, url, timeout=self.timeout_s, stream=True, allow_redirects=False, **arguments
             ) as response:
-                for chunk in response.iter_content(CHUNK):
+                # read1 gives what has come; others wait until a chunk is full, and a trickle would never end
+                while chunk := response.raw.read1(CHUNK, decode_content=True):
                     body += chunk
                     if time.monotonic() > end:
                         raise requests.Timeout
                 return response.status_code, response.headers, bytes(body)
-        except requests.exceptions.ChunkedEncodingError:
+        except (requests.Timeout, ReadTimeoutError):
+            raise TemporaryError(f"no complete answer within source.timeout_s = {self.timeout_s:g} s") from None
+        except HTTPError:
             raise TemporaryError(f"the answer broke off after {len(body)} bytes") from None
-        except (requests.Timeout, requests.ConnectionError) as error:
-            if time.monotonic() > end or isinstance(error, requests.Timeout):
-                raise TemporaryError(f"no complete answer within source.timeout_s = {self.timeout_s:g} s") from None
+        except requests.ConnectionError as error:
             raise TemporaryError(f"no connection ({type(error).__name__})") from None
         except requests.RequestException as error:
             raise SourceError(f"{url}: {type(error).__name__}: {self._scrub(str(error))}") from None

@@ -113,7 +113,7 @@ class Fault:
     """What happens instead of an answer, to the next `times` requests whose path contains `path`."""
 
     kind: str
-    """"429", "500", "503", "expired", "truncated", "broken", "slow", "quota", "redirect", or one that `change`s it."""
+    """ "429", "500", "502", "503", "quota", "expired", "echo", "broken", "slow", or "changed" by `change`."""
     path: str = "/process"
     times: int = 1
     retry_after: str | None = None
@@ -128,9 +128,11 @@ class SentinelHubServer:
     page: int = 100
     """Products a page of the Catalog, at most."""
     token_life: float = 3600.0
+    harmonizes: bool = True
+    """Whether `harmonizeValues` is heeded."""
     faults: list[Fault] = field(default_factory=list)
     log: deque[tuple[float, str, int]] = field(default_factory=deque)
-    """Time (monotonic), path and status of every answer."""
+    """When a request came (monotonic), its path, and the status of its answer."""
     processing_units: float = 0.0
     """Charged by answers with status 200, by the documented formula."""
 
@@ -237,8 +239,9 @@ class SentinelHubServer:
             inside = np.logical_and.reduce([there for _, there in seen.values()])
             if mask is not None:
                 inside &= mask[1] & (mask[0] == 1)
-            if re.search(r"_N0[4-9]\d\d_", item.id) and processing.get("harmonizeValues", True):
-                # service: DN as before baseline 04.00, negative ones clamped
+            offset = re.search(r"_N0[4-9]\d\d_", item.id) is not None
+            if offset and self.harmonizes and processing.get("harmonizeValues", True):
+                # DN as before baseline 04.00, negative ones clamped
                 seen = {
                     name: (np.maximum(values - 1000.0, 0) if name.startswith("B") else values, there)
                     for name, (values, there) in seen.items()
@@ -311,6 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests read `SentinelHubServer.log`."""
 
     def do_POST(self) -> None:
+        self.came = time.monotonic()
         body = self.rfile.read(int(self.headers["Content-Length"]))
         fault = self.hub.next_fault(self.path)
         if fault is not None and fault.change is None:
@@ -374,12 +378,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 self.wfile.write(b"II*\0" * 64)
                 self.close_connection = True
-                self.hub.log.append((time.monotonic(), self.path, 200))
+                self.hub.log.append((self.came, self.path, 200))
             case "slow":  # a byte now and then, for ever
                 self.send_response(200)
                 self.send_header("Content-Length", "100000")
                 self.end_headers()
-                self.hub.log.append((time.monotonic(), self.path, 200))
+                self.hub.log.append((self.came, self.path, 200))
                 try:
                     for _ in range(100):
                         self.wfile.write(b"I" * 1000)
@@ -403,7 +407,7 @@ class _Handler(BaseHTTPRequestHandler):
         kind: str = "application/json",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.hub.log.append((time.monotonic(), self.path, status))
+        self.hub.log.append((self.came, self.path, status))
         try:
             self.send_response(status)
             for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
