@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from components.shards import each_patch
 from components.stage import STAGES, Context, Result, Shard
-from sr_core import SCALE
+from sr_core import REFLECTANCE_SCALE, SCALE
 from sr_core.config import CloudShadowFilter, Config
 from sr_core.coregistration import PairShift, Registration, Shift, pair_shifts, solve, write_shifts
 from sr_core.errors import DataError
 from sr_core.masks.acquisitions import Acquisition, write_acquisitions
 from sr_core.masks.morphology import dilate
-from sr_core.masks.s2_clouds import cloud_mask
+from sr_core.masks.s2_clouds import cloud_mask, shadow_mask
+from sr_core.masks.s2cloudless import S2CLOUDLESS_BANDS, s2cloudless_mask
 from sr_core.masks.shadows import shadowed_patches
 from sr_core.masks.vhr_clouds import vhr_cloud_mask
 from sr_core.patches import EOPatch, Patch, load_part, part_path, read_index, save_part
@@ -108,11 +109,8 @@ def find_clouds(config: Config, inputs: Mapping[str, Path], output: Path, patch:
 def mask_s2(section: CloudShadowFilter, images: EOPatch) -> EOPatch:
     """The mask of a Sentinel-2 series."""
     valid = images.mask["VALID"][..., 0].astype(bool)
-    if section.s2_mask in ("auto", "source") and "CLM" in images.mask:
-        cloud, mask_source = images.mask["CLM"][..., 0].astype(bool), images.meta_info.get("mask_kind", "source")
-    else:
-        cloud, mask_source = cloud_mask(images.data["BANDS"].astype(np.float32) / 10_000, valid), "4-band"
-    clear = valid & ~np.stack([dilate(frame, section.dilate_px) for frame in cloud])
+    hidden, mask_source = hidden_ground(section, images, valid)
+    clear = valid & ~np.stack([dilate(frame, section.dilate_px) for frame in hidden])
     part = EOPatch(bbox=images.bbox, timestamps=images.get_timestamps())
     part.mask["CLEAR"] = clear[..., None]
     part.meta_info["mask_source"] = mask_source
@@ -123,6 +121,33 @@ def mask_s2(section: CloudShadowFilter, images: EOPatch) -> EOPatch:
     part.meta_info["tiles"] = list(images.meta_info["product_ids"])
     part.meta_info["coverage"] = coverage(valid, clear)
     return part
+
+
+def hidden_ground(section: CloudShadowFilter, images: EOPatch, valid: Mask) -> tuple[Mask, str]:
+    """Clouds and shadows (T, H, W) of a Sentinel-2 series, and what found them: s2cloudless, scl, clm or 4-band.
+
+    Only SCL and our own test know shadows; beside clouds of the others, our test of shadows is added. Raises
+    `DataError` where `s2_mask` names a mask that the source has not.
+    """
+    have_bands, have_source = "CLOUD_BANDS" in images.data, "CLM" in images.mask
+    bands = images.data["BANDS"].astype(np.float32) / REFLECTANCE_SCALE
+    missing = f"patch {images.meta_info.get('patch_id')}: cloud_shadow_filter.s2_mask is '{section.s2_mask}', but"
+    if section.s2_mask == "s2cloudless" and not have_bands:
+        raise DataError(
+            f"{missing} the source delivered no bands for it (level {images.meta_info.get('level')}); expected L1C with"
+            f" {', '.join(S2CLOUDLESS_BANDS)}, or s2_mask 'auto'"
+        )
+    if section.s2_mask == "source" and not have_source:
+        raise DataError(f"{missing} the source delivered neither SCL nor CLM; expected one of them, or s2_mask 'auto'")
+    if have_bands and section.s2_mask in ("auto", "s2cloudless"):
+        cloud, judged = s2cloudless_mask(images.data["CLOUD_BANDS"], valid.shape[1:])
+        if not judged.all():
+            cloud[~judged] = cloud_mask(bands, valid)[~judged]
+        return cloud | shadow_mask(bands, valid, cloud), "s2cloudless"
+    if have_source and section.s2_mask in ("auto", "source"):
+        cloud, kind = images.mask["CLM"][..., 0].astype(bool), images.meta_info.get("mask_kind", "source")
+        return (cloud if kind == "scl" else cloud | shadow_mask(bands, valid, cloud)), kind
+    return cloud_mask(bands, valid), "4-band"
 
 
 def mask_vhr_clouds(section: CloudShadowFilter, images: EOPatch) -> EOPatch:

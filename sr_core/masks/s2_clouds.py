@@ -104,6 +104,23 @@ def cloud_mask(bands: Reflectance, valid: Mask) -> Mask:
     return hidden
 
 
+def shadow_mask(bands: Reflectance, valid: Mask, cloud: Mask) -> Mask:
+    """Shadows (T, H, W) beside clouds (T, H, W) that another method found; other arguments as for `cloud_mask`.
+
+    Ground near a cloud that is darker than on the dates before and after, or so dark and wide that a cloud outside the
+    patch must be the cause.
+    """
+    seen = np.where(valid[..., None], bands, np.nan).astype(np.float32)
+    ground = np.where(cloud[..., None], np.nan, seen)
+    clear = _clear_look(seen)
+    return np.stack(
+        [
+            _shadows(seen[index], _darker_side(ground, clear, index), cloud[index]) & valid[index]
+            for index in range(len(bands))
+        ]
+    )
+
+
 def _clear_look(seen: Reflectance) -> Reflectance:
     """Each pixel's clear reflectance (H, W, 4) over the whole series."""
     look = _low(seen, CLEAR_QUANTILE)
