@@ -123,7 +123,9 @@ class SentinelHubSource(Section):
     base_url: str | None = Field(None, description="another endpoint of the same protocol; none: that of `service`")
     token_url: str | None = Field(None, description="where its tokens come from; none: that of `service`")
     credentials: Path | None = Field(
-        None, description="mounted file with SH_CLIENT_ID and SH_CLIENT_SECRET; none: they are in the environment"
+        None,
+        description="mounted file of SH_CLIENT_ID=... and SH_CLIENT_SECRET=..., or folder with a file each; none: they"
+        " are in the environment",
     )
     level: Literal["L1C", "L2A"] = Field("L2A", description="product level; L1C brings the bands of s2cloudless")
     max_cloud_cover: Fraction = Field(0.8, description="acquisitions whose tile is cloudier are not requested")
@@ -133,9 +135,13 @@ class SentinelHubSource(Section):
         description="names of the VHR collection's bands",
     )
     byoc_pan: str | None = Field(None, description="its panchromatic band, for pansharpening; none: as it is")
-    byoc_radiance_scale: float = Field(1.0, gt=0, description="VHR values are radiance times this")
+    byoc_radiance_scale: float = Field(
+        1.0, gt=0, description="the collection's values are radiance (W m-2 sr-1 um-1) times this"
+    )
     max_processing_units: float = Field(1000.0, gt=0, description="a download that is estimated at more is refused")
-    requests_per_minute: int = Field(300, ge=1, description="of all processes of a run together")
+    requests_per_minute: int = Field(
+        300, ge=1, description="of an account, by all processes of a machine together; share it out over machines"
+    )
     max_retries: int = Field(6, ge=0, le=50, description="of a request that failed, with growing pauses")
     timeout_s: float = Field(120.0, gt=0, description="of one request, seconds")
 
