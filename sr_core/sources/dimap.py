@@ -30,6 +30,7 @@ from sr_core.errors import DataError, SourceError
 Gain = Literal["divide", "multiply"]
 
 _MULTIPLIED = re.compile(r"(deimos|geosat)\W*2\b|\bDE2_", re.IGNORECASE)
+"""Names of the mission, or of its products."""
 _WORDS = {"blue": "blue", "green": "green", "red": "red", "nir": "nir", "nearinfrared": "nir"}
 _WORDS |= {"xs1": "green", "xs2": "red", "xs3": "nir"}
 """BAND_DESCRIPTION of DIMAP v1."""
@@ -41,9 +42,10 @@ _MILLI, _PER_CM2, _PER_NM = 1e-3, 1e4, 1e3
 TYPICAL_IRRADIANCE = {"blue": 1950.0, "green": 1830.0, "red": 1550.0, "nir": 1050.0}
 """Solar irradiance outside the atmosphere, W m-2 um-1, where metadata give none. Source: Thuillier et al., The solar
 spectral irradiance from 200 to 2400 nm, Solar Physics 214, 2003, rounded over bands of common VHR instruments."""
-PLAUSIBLE = (0.005, 2.0)
-"""Reflectance that the middle pixel of an image may have: clear sky alone scatters more in the blue, and no cloud
-reflects twice the light. A gain used the wrong way round misses it by the gain's square."""
+DARKEST_BLUE, BRIGHTEST = 0.005, 2.0
+"""Reflectance that the middle pixel of an image may have: in the blue clear sky alone scatters more than the first (in
+the infrared, water reflects nearly nothing), and no cloud reflects twice the light. A gain used the wrong way round
+misses it by the gain's square."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,11 @@ def check_plausible(
         middle = np.median(radiance[:, index], keepdims=True)
         esun = irradiance[index] or TYPICAL_IRRADIANCE[colour]
         found = float(toa_reflectance(middle, esun, max(sun_elevation_deg or 45.0, 5.0), day)[0])
-        if not PLAUSIBLE[0] <= found <= PLAUSIBLE[1]:
+        darkest = DARKEST_BLUE if colour == "blue" else 0.0
+        if not darkest <= found <= BRIGHTEST:
             raise DataError(
                 f"{how}: the median {colour} radiance is {float(middle[0]):.4g} W m-2 sr-1 um-1, reflectance"
-                f" {found:.3g}; expected {PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}. Are these counts, or is the gain the"
+                f" {found:.3g}; expected {darkest:g} to {BRIGHTEST:g}. Are these counts, or is the gain the"
                 " other way round? See source.vhr_gain and source.vhr_radiance_per_dn"
             )
 
@@ -177,7 +180,7 @@ def _read(path: Path, root: ElementTree.Element) -> Dimap:
             f"{path}: RADIOMETRIC_PROCESSING is {text['RADIOMETRIC_PROCESSING']}; expected BASIC, counts that become"
             " radiance. Order the product anew, or give source.vhr_radiance_per_dn"
         )
-    mission = f"{text['MISSION']} {text['MISSION_INDEX']} {text['DATASET_NAME']}"
+    mission = f"{text['MISSION']} {text['MISSION_INDEX']} {text['DATASET_NAME']}".strip() or path.stem
     return Dimap(
         path,
         "multiply" if not second and _MULTIPLIED.search(mission) else "divide",

@@ -141,7 +141,7 @@ class FileSeries:
         eopatch = EOPatch(bbox=patch.bbox, timestamps=[file.timestamp for file in files])
         eopatch.data["BANDS"] = np.stack([values for _, (values, _) in read])
         eopatch.mask["VALID"] = np.stack([valid for _, (_, valid) in read])[..., None]
-        tile_ids = [file.path.stem for file in files]
+        tile_ids = [file.tile for file in files]
         eopatch.meta_info.update({"source": "files", "tile_ids": tile_ids, "radiance_scale": RADIANCE_SCALE})
         told: dict[str, list[Any]] = {
             "sun": [file.dimap and file.dimap.sun for file in files],
@@ -222,7 +222,7 @@ class FileSeries:
         paths = [path for path in _files(self.config.vhr_path, "source.vhr_path") if path.suffix.lower() in TIFF]
         if not paths:
             raise SourceError(f"source.vhr_path {self.config.vhr_path}: found no GeoTIFF; expected one an acquisition")
-        return vhr_files(paths, self.config)
+        return vhr_files(self.config.vhr_path, paths, self.config)
 
 
 def _bad_share(classes: np.ndarray[Any, Any]) -> float:

@@ -146,6 +146,10 @@ def _gsd(path: Path, band: str) -> float:
 
 def _frame_of_file(path: Path) -> TiffFrame:
     files = {band: BandFile(path, number, S2_GSD) for band, number in zip(S2_BANDS, band_numbers(path), strict=True)}
+    with open_raster(path) as dataset:
+        for number in dataset.indexes:
+            for band in _description(dataset, number) & set(BAND_GSD):
+                files.setdefault(band, BandFile(path, number, S2_GSD))
     return TiffFrame(sensing_time(path.stem, path), path.stem, level_of(path.stem), baseline_of(path.stem), files)
 
 

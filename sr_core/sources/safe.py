@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
 import re
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ from typing import IO, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -39,6 +41,7 @@ _BAND_ORDER = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B
 """`band_id` of the metadata counts these from 0."""
 _REFLECTANCE = 10_000.0
 _SCL_NODATA = 0
+OPEN_FILES = 256
 
 T = TypeVar("T")
 
@@ -154,21 +157,30 @@ class Granule:
         gsd = BAND_GSD[band]
         grid = self.grid.coarser(gsd)
         place = self.container.place(member)
-        with open_raster(self.container.raster(member)) as dataset:
-            if dataset.shape != grid.shape or not dataset.transform.almost_equals(grid.transform, precision=1e-3):
-                raise SourceError(
-                    f"{place}: found {dataset.shape} pixels from {dataset.transform.c:g}, {dataset.transform.f:g};"
-                    f" expected {grid.shape} of {gsd} m from {grid.origin[0]:g}, {grid.origin[1]:g} as in MTD_TL.xml"
-                )
+        dataset = _dataset(self.container.raster(member), os.getpid())
+        if dataset.shape != grid.shape or not dataset.transform.almost_equals(grid.transform, precision=1e-3):
+            raise SourceError(
+                f"{place}: found {dataset.shape} pixels from {dataset.transform.c:g}, {dataset.transform.f:g};"
+                f" expected {grid.shape} of {gsd} m from {grid.origin[0]:g}, {grid.origin[1]:g} as in MTD_TL.xml"
+            )
 
-            def read(block: Window) -> NDArray[np.generic]:
-                return np.asarray(dataset.read(1, window=block))
+        def read(block: Window) -> NDArray[np.generic]:
+            return np.asarray(dataset.read(1, window=block))
 
-            try:
-                return repeated(read, window, round(gsd / S2_GSD))
-            except RasterioError as error:
-                reason = error.__cause__ or error
-                raise SourceError(f"{place}: cannot be read, the file may be truncated ({reason})") from error
+        try:
+            return repeated(read, window, round(gsd / S2_GSD))
+        except RasterioError as error:
+            reason = error.__cause__ or error
+            raise SourceError(f"{place}: cannot be read, the file may be truncated ({reason})") from error
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _dataset(place: str, process: int) -> rasterio.DatasetReader:
+    """A JP2 that stays open, so that the next patch finds its neighbour's blocks decoded.
+
+    Not across a fork: `process` is the caller's.
+    """
+    return open_raster(place)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ bicubic convolution. Where a pixel of the result would see ground without data i
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +49,8 @@ class VHRFile:
     """One acquisition."""
 
     path: Path
+    tile: str
+    """Its name, alike for no other: that of the file, with its folders where another file has the same."""
     timestamp: dt.datetime
     """Naive UTC; midnight where only a day is known."""
     numbers: tuple[int, ...]
@@ -118,8 +121,8 @@ def open_vhr(path: Path, config: FilesSource) -> VHRFile:
     numbers = _numbers(path, config, dimap)
     if max(numbers) > count:
         raise SourceError(f"{path}: has {count} band(s), but its bands are {dict(zip(BANDS, numbers, strict=True))}")
-    timestamp = dimap.timestamp if dimap and dimap.timestamp else sensing_time(path.stem, path)
-    return VHRFile(path, timestamp, numbers, dimap, geotransform, shape, crs.to_wkt())
+    timestamp = dimap.timestamp if dimap and dimap.timestamp else sensing_time(f"{path.stem} {path.parent.name}", path)
+    return VHRFile(path, path.stem, timestamp, numbers, dimap, geotransform, shape, crs.to_wkt())
 
 
 def _in_order(of_colours: Mapping[Any, T]) -> tuple[T, ...]:
@@ -261,6 +264,13 @@ def _same_system(crs: str, epsg: int) -> bool:
     return bool(CRS.from_wkt(crs) == CRS.from_epsg(epsg))
 
 
-def vhr_files(paths: Sequence[Path], config: FilesSource) -> list[VHRFile]:
-    """All acquisitions, time ascending."""
-    return sorted((open_vhr(path, config) for path in paths), key=lambda file: (file.timestamp, file.path.stem))
+def vhr_files(folder: Path, paths: Sequence[Path], config: FilesSource) -> list[VHRFile]:
+    """All acquisitions below a folder, time ascending."""
+    stems = Counter(path.stem for path in paths)
+    files = [
+        replace(file, tile="_".join(file.path.relative_to(folder).with_suffix("").parts))
+        if stems[file.path.stem] > 1
+        else file
+        for file in (open_vhr(path, config) for path in paths)
+    ]
+    return sorted(files, key=lambda file: (file.timestamp, file.tile))

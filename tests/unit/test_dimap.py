@@ -11,7 +11,7 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from sr_core.config import FilesSource, parse_config
 from sr_core.errors import ConfigError, DataError, SourceError
-from sr_core.patches import EOPatch, make_patch
+from sr_core.patches import EOPatch, load_part, make_patch, save_part
 from sr_core.sources.dimap import find_dimap, toa_reflectance
 from sr_core.sources.files import FileSeries
 from tests.unit.dimap_documents import BANDS, ESUN, deimos_2, pleiades, spot
@@ -171,6 +171,19 @@ def test_the_only_metadata_of_a_folder_of_one_image(tmp_path: Path) -> None:
 
 
 # --- bands, nodata, alpha ------------------------------------------------------------------------------------------
+
+
+def test_tiles_of_one_delivery(tmp_path: Path) -> None:
+    """Two tiles of one acquisition, and two folders with files of one name: an acquisition each, none alike."""
+    for folder, x in (("west_20170415", WEST - SIDE / 2), ("east_20170415", WEST + SIDE / 2)):
+        vendor(tmp_path, counts(), name=f"{folder}/image.tif", origin=(x, NORTH))
+    found = read(tmp_path, vhr_radiance_per_dn=0.1)
+    assert found.meta_info["tile_ids"] == ["east_20170415_image", "west_20170415_image"]
+    assert found.get_timestamps() == [dt.datetime(2017, 4, 15)] * 2
+    assert np.array_equal(found.mask["VALID"][0, 0, :, 0], np.arange(PX) >= PX // 2)
+    assert np.array_equal(found.mask["VALID"].sum(axis=0), np.ones((PX, PX, 1)))
+    save_part(found, tmp_path / "out" / "vhr")
+    assert np.array_equal(load_part(tmp_path / "out" / "vhr").data["BANDS"], found.data["BANDS"])
 
 
 def test_bands_of_another_vendor(tmp_path: Path) -> None:

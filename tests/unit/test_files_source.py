@@ -64,6 +64,64 @@ def test_bands_by_description(tmp_path: Path) -> None:
     assert np.array_equal(opened(tmp_path).s2(PATCH, None).data["BANDS"][0], field().transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ({"BAND_NAME": "B08_10m"}, {"BAND_NAME": "B04_10m"}, {"BAND_NAME": "B03_10m"}, {"BAND_NAME": "B02_10m"}),
+        ({"name": "Near infrared (842 nm)"}, {"name": "red"}, {"name": "green"}, {"name": "BLUE"}),
+        ({"DESCRIPTION": "B8 - NIR"}, {"DESCRIPTION": "B4 - red"}, {"common_name": "green"}, {"BAND": "B2"}),
+    ],
+)
+def test_bands_by_tags(tmp_path: Path, tags: tuple[dict[str, str], ...]) -> None:
+    import rasterio
+
+    path = write_tiff(tmp_path / "20170401.tif", field()[::-1])
+    with rasterio.open(path, "r+") as dataset:
+        for number, text in enumerate(tags, start=1):
+            dataset.update_tags(number, **text)
+    assert np.array_equal(opened(tmp_path).s2(PATCH, None).data["BANDS"][0], field().transpose(1, 2, 0))
+
+
+def test_scl_as_a_file_of_20_m(tmp_path: Path) -> None:
+    scl = np.full((32, 32), 4, np.uint8)
+    scl[3, 5], scl[2, 7] = 9, 0
+    for day in DAYS:
+        name = product(day).replace("L1C", "L2A")
+        write_product(tmp_path, name, field())
+        write_tiff(tmp_path / name / f"{name}_SCL_20m.tif", scl, gsd=20)
+    eopatch = opened(tmp_path).s2(PATCH, None)
+    assert eopatch.mask["CLM"][1, 6:8, 10:12].all() and eopatch.mask["CLM"].sum() == 3 * 4
+    assert (~eopatch.mask["VALID"][1]).sum() == 4 and not eopatch.mask["VALID"][1, 4:6, 14:16].any()
+    (tmp_path / name / f"{name}_SCL_20m.tif").unlink()
+    with pytest.raises(SourceError, match=rf"product {name}: SCL is missing; found it for 2 of 3"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_bands_of_s2cloudless(tmp_path: Path, one_file: bool) -> None:
+    """The same means over 60 m, from files of 10, 20 and 60 m and from one file where all were brought to 10 m."""
+    import rasterio
+
+    from sr_core.masks.s2cloudless import S2CLOUDLESS_BANDS
+    from tests.unit.safe_products import gsd_of, pyramid
+
+    images = pyramid()
+    if one_file:
+        fine = [images[band].repeat(gsd_of(band) // 10, 0).repeat(gsd_of(band) // 10, 1) for band in images]
+        path = write_tiff(tmp_path / f"{product('20170401')}.tif", np.stack(fine))
+        with rasterio.open(path, "r+") as dataset:
+            dataset.descriptions = tuple(images)
+    else:
+        for band, image in images.items():
+            write_tiff(tmp_path / f"{product('20170401')}_{band}.tif", image, gsd=gsd_of(band))
+    patch = make_patch("area", 32631, (WEST, NORTH - 600, WEST + 600, NORTH), 0)
+    found = opened(tmp_path).s2(patch, None).data["CLOUD_BANDS"][0]
+    assert np.array_equal(found[..., S2CLOUDLESS_BANDS.index("B09")], images["B09"])
+    blue, swir = images["B02"].reshape(10, 6, 10, 6), images["B11"].reshape(10, 3, 10, 3)
+    assert np.array_equal(found[..., 1], np.rint(blue.mean(axis=(1, 3))))
+    assert np.array_equal(found[..., 8], np.rint(swir.mean(axis=(1, 3))))
+
+
 def test_ground_outside_is_not_valid(series: Path) -> None:
     shifted = make_patch("area", 32631, (WEST + 320, NORTH - 320, WEST + 960, NORTH + 320), 0)
     eopatch = opened(series).s2(shifted, None)
