@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCES := sr_core components pipelines serving subpixel tests
 
-.PHONY: all demo test lint format bench e2e constraints clean help
+.PHONY: all demo test lint format images bench e2e constraints clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,9 @@ lint: $(READY)  ## ruff and mypy --strict
 format: $(READY)  ## let ruff rewrite the sources
 	@$(BIN)/ruff check --fix -q $(SOURCES)
 	@$(BIN)/ruff format -q $(SOURCES)
+
+images: $(READY)  ## a container image a stage, and their sizes; needs Docker
+	@$(BIN)/python -m components.images
 
 bench: $(READY)  ## speed against the published network, measured in one run: docs/benchmarks.md
 	@$(BIN)/python -m tests.benchmarks docs/benchmarks.md
