@@ -30,8 +30,14 @@ PatchFunction = Callable[..., T]
 """What is done with one patch: (configuration, input folders by stage, output folder, patch), and what is `given` for
 the patch. A function of a module, so that other processes find it; it writes files, and what it returns is small."""
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-"""Set to 1 for workers: they share the cores by patches, and threads beside that only get in each other's way."""
+WORKER_ENVIRONMENT = {
+    # they share the cores by patches, and threads beside that only get in each other's way
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"),
+    # glibc keeps the memory of large arrays for the next ones: giving it back and forth takes a tenth of the time
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 28),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 29),
+}
+"""Of worker processes, where the user has not set it otherwise."""
 RESULT = "result"
 Arguments = list[dict[EONode, dict[str, object]]]
 """Of each run of the workflow."""

@@ -107,10 +107,13 @@ class SimulatedFarmland:
         return eopatch
 
     def truth(self, patch: Patch, period: Dates | None) -> dict[str, EOPatch]:
-        """What the sensors hide: `truth` at Sentinel-2's dates, and `truth_vhr` where there is VHR.
+        """What the sensors hide: `truth` at Sentinel-2's dates, and `truth_vhr` where there is VHR; nothing where the
+        configuration wants none.
 
         Clouds and shadows are masked from the optical depths in `atmosphere` on.
         """
+        if not self.config.truth:
+            return {}
         frames = self._s2_frames(patch, period)
         truth = EOPatch(bbox=patch.bbox, timestamps=[frame.timestamp for frame in frames])
         truth[FeatureType.DATA, "S2_HR"] = np.stack([frame.truth for frame in frames])
@@ -166,21 +169,21 @@ class SimulatedFarmland:
             eopatch[FeatureType.META_INFO, name] = value
 
 
-# A stage asks for the parts of one patch one after another; two slots serve two workers.
+# A stage asks for the parts of one patch one after another.
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _scene(seed: int, epsg: int, frame: Bounds) -> Scene:
     return Scene(seed, landscape(seed, epsg, frame), Raster.of(frame, VHR_GSD))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _s2_series(config: SimulatedSource, patch: Patch, frame: Bounds, days: Days) -> tuple[S2Frame, ...]:
     scene = _scene(config.seed, patch.epsg, frame)
     return tuple(acquire_s2(config, scene, patch, day) for day in days)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _vhr_series(config: SimulatedSource, patch: Patch, frame: Bounds, days: Days) -> tuple[VhrFrame, ...]:
     scene = _scene(config.seed, patch.epsg, frame)
     return tuple(acquire_vhr(config, scene, patch, day) for day in days)

@@ -53,7 +53,8 @@ LIMIT = 3.0
 
 @dataclass(frozen=True)
 class S2Frame:
-    """One pass over a patch: `bands` uint16 (H, W, 4), truth at 2.5 m uint16 (4H, 4W, 4), masks bool (H, W).
+    """One pass over a patch: `bands` uint16 (H, W, 4), truth at 2.5 m uint16 (4H, 4W, 4), masks bool (H, W). The truth
+    is empty where the configuration wants none.
 
     A pixel at p shows the ground at p + `shift` (rows, columns; 10 m pixels).
     """
@@ -138,11 +139,13 @@ def acquire_s2(source: SimulatedSource, scene: Scene, patch: Patch, day: dt.date
         seen, cloud, shadow = clouds.over(seen, grid.y, grid.x, sun)
     rows, columns = grid.lattice
     noise = normal(seed, "s2 noise", ordinal, np.arange(4)[:, None, None], rows[None], columns[None])
-    truth = land[(slice(None), *_window(scene.raster, Raster.of(patch.bounds, VHR_GSD)))]
+    truth = np.empty((0, 0, 4), np.uint16)
+    if source.truth:
+        truth = _digital(land[(slice(None), *_window(scene.raster, Raster.of(patch.bounds, VHR_GSD)))], 10_000.0)
     return S2Frame(
         dt.datetime.combine(day, S2_TIME),
         _digital(seen + np.float32(source.noise) * noise, 10_000.0),
-        _digital(truth, 10_000.0),
+        truth,
         cloud,
         shadow,
         shift,
