@@ -75,7 +75,8 @@ THREADS = 4
 """Requests of one process at the same time; the rate limit holds for all processes together."""
 OUTPUTS = {"bands": "uint16", "masks": "uint8"}
 EVALSCRIPTS = Path(__file__).with_name("evalscripts")
-_PRODUCT = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_")
+_PRODUCT = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N\d{4}_R\d{3}_T(?P<zone>\d{2})(?P<band>[C-X])")
+"""A product's name; its tile's UTM zone and latitude band tell its reference system."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -265,17 +266,18 @@ class SentinelHub:
         recipes = [*self.recipes, *([self.vhr_recipe] if self.vhr_recipe else [])]
         requests, units, size = 0, 0.0, 0
         counts = {"s2": 0, "vhr": 0}
-        products: dict[tuple[int, str], list[Product]] = {}
-        for epsg in sorted({patch.epsg for patch in patches}):
-            west, south, east, north = zip(*(patch.bounds for patch in patches if patch.epsg == epsg), strict=True)
+        products: dict[tuple[str, int, str], list[Product]] = {}
+        for region, epsg in sorted({(patch.region, patch.epsg) for patch in patches}):
+            here = [patch.bounds for patch in patches if (patch.region, patch.epsg) == (region, epsg)]
+            west, south, east, north = zip(*here, strict=True)
             bbox = BBox((min(west), min(south), max(east), max(north)), CRS(epsg))
             for name, recipe in (("s2", self.s2_recipe), ("vhr", self.vhr_recipe)):
                 if recipe is not None:
-                    products[epsg, name] = self._products(recipe, bbox, period)
+                    products[region, epsg, name] = self._products(recipe, bbox, period)
         for patch in patches:
             for recipe in recipes:
                 name = "vhr" if recipe is self.vhr_recipe else "s2"
-                dates = len(self._acquisitions(products[patch.epsg, name], patch))
+                dates = len(self._acquisitions(products[patch.region, patch.epsg, name], patch))
                 if recipe is not self.cloud_recipe:
                     counts[name] += dates
                     requests += 1  # of the Catalog
@@ -502,8 +504,11 @@ def _product(feature: Mapping[str, Any]) -> Product:
     time = dt.datetime.fromisoformat(properties["datetime"])
     sensed = time.astimezone(dt.UTC).replace(tzinfo=None) if time.tzinfo else time
     name = str(feature["id"]).removesuffix(".SAFE")
-    passed = sensing_time(name, name) if _PRODUCT.match(name) else sensed
-    return Product(name, sensed, passed, properties.get("proj:epsg"), shape(feature["geometry"]))
+    passed, epsg = sensed, properties.get("proj:epsg")
+    if found := _PRODUCT.match(name):
+        passed = sensing_time(name, name)
+        epsg = (32600 if found["band"] >= "N" else 32700) + int(found["zone"])
+    return Product(name, sensed, passed, epsg, shape(feature["geometry"]))
 
 
 def _outline(patch: Patch) -> BaseGeometry:

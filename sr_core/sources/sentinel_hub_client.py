@@ -70,9 +70,14 @@ class Token:
 class RateLimit:
     """At most `per_minute` requests a minute, evenly spaced, from all processes and threads that name the same file.
 
-    The file holds the time at which the next request may go (seconds since 1970). Whoever sends one moves it on under
-    the file's lock; a pause that the service asks for is written there too, and so holds for all.
+    The file holds when the next request may go, the space between two, and until when that space is kept (times in
+    seconds since 1970). Whoever sends a request moves its time on under the file's lock. Where the service says that it
+    is asked too often, the space is doubled for all, and then narrows again with each request: an account may allow
+    less than `per_minute`, and others may use it as well.
     """
+
+    WIDEST_S = 60.0
+    NARROWING = 0.97
 
     def __init__(self, path: Path, per_minute: int) -> None:
         self.path, self.interval = path, 60.0 / per_minute
@@ -88,42 +93,48 @@ class RateLimit:
         while (pause := self._take()) > 0:
             time.sleep(pause)
 
-    def hold(self, seconds: float) -> None:
-        """No request of any process before `seconds` have passed."""
-        with self._next() as (due, write):
-            write(max(due, time.time() + seconds))
+    def slow_down(self, seconds: float) -> None:
+        """No request of any process before `seconds` have passed, and then fewer."""
+        with self._state() as (due, space, kept, write):
+            now = time.time()
+            if now >= kept:  # else another request was refused for the same reason
+                space = min(2 * space, self.WIDEST_S)
+                kept = now + max(seconds, space)
+            write(max(due, now + max(seconds, space)), space, kept)
 
     def _take(self) -> float:
-        with self._next() as (due, write):
+        with self._state() as (due, space, kept, write):
             now = time.time()
             if due > now:
                 return due - now
-            write(now + self.interval)
+            if now >= kept:
+                space *= self.NARROWING
+            write(now + max(space, self.interval), space, kept)
             return 0.0
 
     @contextmanager
-    def _next(self) -> Iterator[tuple[float, Callable[[float], None]]]:
+    def _state(self) -> Iterator[tuple[float, float, float, Callable[[float, float, float], None]]]:
         try:
             number = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SourceError(f"{self.path}: the rate limit's file cannot be opened: {error.strerror}") from error
         with os.fdopen(number, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            text = file.read()
             try:
-                due = float(text)
+                due, space, kept = (float(word) for word in file.read().split())
             except ValueError:
-                due = 0.0  # new
-            if due > time.time() + LONGEST_WAIT_S + self.interval:
-                due = 0.0  # the clock was set back
+                due, space, kept = 0.0, 0.0, 0.0  # new
+            latest = time.time() + LONGEST_WAIT_S + self.WIDEST_S
+            if not (due < latest and kept < latest):
+                due, space, kept = 0.0, 0.0, 0.0  # the clock was set back
 
-            def write(value: float) -> None:
+            def write(*values: float) -> None:
                 file.seek(0)
                 file.truncate()
-                file.write(repr(value))
+                file.write(" ".join(map(repr, values)))
                 file.flush()
 
-            yield due, write
+            yield due, max(space, self.interval), kept, write
 
 
 class Client(SentinelHubDownloadClient):  # type: ignore[misc]
@@ -203,27 +214,22 @@ class Client(SentinelHubDownloadClient):  # type: ignore[misc]
                 raise SourceError(f"{request.url}: {said}; a new token is refused as well: may this account use it?")
             raise TemporaryError(f"{said}: the token is refused")
         if status == 429:
-            wait = _retry_after_s(headers, unit=0.001)  # Sentinel Hub counts in milliseconds
-            self._check_wait(request.url, said, wait)
-            self.limit.hold(wait)
+            wait = _retry_after_s(headers, milliseconds=True)
+            if wait > LONGEST_WAIT_S:
+                raise SourceError(
+                    f"{request.url}: {said}, and the service asks to wait {wait:.0f} s; expected at most"
+                    f" {LONGEST_WAIT_S:.0f} s. Finished patches are kept: run again later"
+                )
+            self.limit.slow_down(wait)
             raise TemporaryError(f"{said}: the account's rate limit is reached", wait)
         if status >= 500 or status == 408:
-            wait = _retry_after_s(headers, unit=1.0)
-            self._check_wait(request.url, said, wait)
-            raise TemporaryError(said, wait)
+            raise TemporaryError(said, _retry_after_s(headers))
         if status == 403 and _QUOTA.search(said):
             raise SourceError(
                 f"{request.url}: {said}: the account's processing units or requests are used up. Finished patches are"
                 " kept: run again when they are renewed, or with another account"
             )
         raise SourceError(f"{request.url}: {said}; expected HTTP 200")
-
-    def _check_wait(self, url: str | None, said: str, wait: float) -> None:
-        if wait > LONGEST_WAIT_S:
-            raise SourceError(
-                f"{url}: {said}, and the service asks to wait {wait:.0f} s; expected at most {LONGEST_WAIT_S:.0f} s."
-                " Finished patches are kept: run again later"
-            )
 
     def _current_token(self) -> Token:
         with self._token_lock:
@@ -250,7 +256,7 @@ class Client(SentinelHubDownloadClient):  # type: ignore[misc]
         status, headers, body = self._exchange("POST", url, data=form, auth=lambda prepared: prepared)
         said = f"{url}: HTTP {status}{self._said(body)}"
         if status == 429 or status >= 500:
-            raise TemporaryError(f"no token: {said}", min(_retry_after_s(headers, unit=1.0), LONGEST_WAIT_S))
+            raise TemporaryError(f"no token: {said}", _retry_after_s(headers))
         if status != 200:
             raise SourceError(
                 f"{said}; no token: are SH_CLIENT_ID and SH_CLIENT_SECRET an OAuth client of this service?"
@@ -309,12 +315,17 @@ class Client(SentinelHubDownloadClient):  # type: ignore[misc]
         return text
 
 
-def _retry_after_s(headers: Mapping[str, str], unit: float) -> float:
-    """What Retry-After asks to wait, seconds; 0 where it says nothing."""
+def _retry_after_s(headers: Mapping[str, str], milliseconds: bool = False) -> float:
+    """What Retry-After asks to wait, seconds; 0 where it says nothing.
+
+    Sentinel Hub's rate limit counts in milliseconds, https://docs.sentinel-hub.com/api/latest/api/overview/rate-limiting/;
+    others in seconds (RFC 9110), and a number too large for that can only be milliseconds.
+    """
     try:
-        return max(0.0, float(headers.get("Retry-After", "0")) * unit)
+        found = max(0.0, float(headers.get("Retry-After", "0")))
     except ValueError:
         return 0.0  # a date; growing pauses will do
+    return found / 1000 if milliseconds or found > LONGEST_WAIT_S else found
 
 
 def _search_results(body: bytes) -> bytes:

@@ -130,6 +130,8 @@ class SentinelHubServer:
     token_life: float = 3600.0
     harmonizes: bool = True
     """Whether `harmonizeValues` is heeded."""
+    per_second: float | None = None
+    """Process requests above this rate are answered with 429 and, in milliseconds, when the next may come."""
     faults: list[Fault] = field(default_factory=list)
     log: deque[tuple[float, str, int]] = field(default_factory=deque)
     """When a request came (monotonic), its path, and the status of its answer."""
@@ -140,6 +142,7 @@ class SentinelHubServer:
         self.tokens: dict[str, float] = {}
         self.requests: list[dict[str, Any]] = []
         self.lock = threading.Lock()
+        self.next_process = 0.0
 
     def __enter__(self) -> SentinelHubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -171,6 +174,15 @@ class SentinelHubServer:
                     fault.times -= 1
                     return fault
         return None
+
+    def too_early_s(self) -> float:
+        """How long before a request to the Process API is allowed; 0 where it is, and then counts."""
+        with self.lock:
+            now = time.monotonic()
+            if self.per_second is None or now >= self.next_process:
+                self.next_process = now + (1 / self.per_second if self.per_second else 0.0)
+                return 0.0
+            return self.next_process - now
 
     def search(self, body: Mapping[str, Any]) -> dict[str, Any]:
         (collection,) = body["collections"]
@@ -334,6 +346,9 @@ class _Handler(BaseHTTPRequestHandler):
                 content, kind = json.dumps(self.hub.search(request)).encode(), "application/geo+json"
             elif self.path == "/api/v1/process":
                 assert self.headers["Accept"] == "application/x-tar", self.headers["Accept"]
+                if wait := self.hub.too_early_s():
+                    self.fail(Fault("429", retry_after=str(round(1000 * wait))), body)
+                    return
                 content, kind = self.hub.process(request), "application/x-tar"
             else:
                 self.error(404, "Not Found", self.path, "COMMON_NOT_FOUND")

@@ -496,13 +496,24 @@ def test_requests_are_spaced_and_a_pause_holds_for_all_who_share_the_file(tmp_pa
         other.wait()
     assert 0.45 <= time.monotonic() - start < 1.5
 
-    other.hold(0.3)
+    other.slow_down(0.3)
     start = time.monotonic()
     one.wait()
     assert time.monotonic() - start >= 0.29
 
 
-@pytest.mark.parametrize("content", ["9e99", "nan", "not a number"])
+def test_an_account_that_allows_less_is_asked_less(monkeypatch):
+    """20 requests of four threads, 600 a second allowed by the configuration and 12 by the account."""
+    monkeypatch.setattr("sr_core.sources.sentinel_hub_client.FIRST_PAUSE_S", 0.05)
+    items = [scene(f"201704{day:02d}", side=4) for day in range(1, 21)]
+    with serve({"sentinel-2-l2a": items}, per_second=12.0) as server:
+        found = source(server, level="L2A", requests_per_minute=36_000, max_retries=4).s2(PATCH, PERIOD)
+        assert len(found.timestamps) == 20
+        refused = sum(status == 429 for _, _, status in server.log)
+        assert 0 < refused <= 20
+
+
+@pytest.mark.parametrize("content", ["9e99 1 0", "nan nan nan", "not a number"])
 def test_a_limit_left_by_another_clock_is_not_waited_for(tmp_path, content):
     (tmp_path / "limit").write_text(content)
     RateLimit(tmp_path / "limit", 600).wait()
