@@ -32,6 +32,7 @@ from sr_core.errors import ArtifactError, DataError
 from sr_core.masks.acquisitions import read_acquisitions
 from sr_core.patches import S2_GSD, VHR_GSD, Patch, read_index
 from sr_core.progress import track
+from sr_core.radiometry.jumps import Steps, refuse_jumps, steps_between
 from sr_core.radiometry.normalize import Normalization, Statistics, band_statistics, write_normalization
 from sr_core.radiometry.statistics import PixelStatistics
 from sr_core.series import load_s2, load_vhr
@@ -44,7 +45,10 @@ Kept = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 def work(context: Context) -> Result:
-    """Compute statistics of clear pixels of each region and each VHR tile."""
+    """Compute statistics of clear pixels of each region and each VHR tile.
+
+    Raises `DataError` where a region has too few clear pixels, or where its dates are not of one radiometry.
+    """
     section = context.config.normalize
     share(context, WHOLE)
     percentiles = (section.lower_percentile, section.upper_percentile)
@@ -52,6 +56,8 @@ def work(context: Context) -> Result:
     counted: dict[str, list[int]] = {"s2": [], "vhr": []}
     parts = places(context.output, read_index(context.inputs["download"]))
     for (sensor, place), paths in track(sorted(parts.items()), "merging"):
+        if sensor == "s2":
+            refuse_jumps(place, [read_steps(path, place) for path in paths])
         pixels, scale = merge(paths, sensor, place)
         counted[sensor].append(pixels.n_pixels)
         if pixels.n_pixels >= section.min_pixels:
@@ -96,12 +102,14 @@ def part_of(output: Path, patch: Patch) -> Path:
 
 
 def count_pixels(config: Config, inputs: Mapping[str, Path], output: Path, patch: Patch, kept: Kept) -> None:
-    """Write the histograms of a patch's kept acquisitions: members `s2/<region>/...` and `vhr/<tile>/...`."""
+    """Write the histograms of a patch's kept acquisitions: members `s2/<region>/...` and `vhr/<tile>/...`; and by how
+    much its Sentinel-2 dates differ, `steps/<region>/...`."""
     images, masks = inputs["download"], inputs["cloud_shadow_filter"]
     s2 = load_s2(images, masks, patch)
     cell, region = patch.cell_window(S2_GSD), PixelStatistics(len(BANDS))
     for index in kept[0]:
         region.add(s2.bands[index][cell][s2.clear[index][cell]])
+    steps = steps_between(s2.bands[:, *cell], s2.clear[:, *cell], kept[0].tolist(), s2.timestamps)
     found = {f"s2/{patch.region}": (region, S2_SCALE)}
     vhr = load_vhr(images, masks, patch) if len(kept[1]) else None
     if vhr is not None:
@@ -110,7 +118,7 @@ def count_pixels(config: Config, inputs: Mapping[str, Path], output: Path, patch
             place = f"vhr/{vhr.tile_ids[index]}"
             tile, _ = found.setdefault(place, (PixelStatistics(len(BANDS)), vhr.radiance_scale))
             tile.add(vhr.bands[index][cell][vhr.clear[index][cell]])
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {f"steps/{patch.region}/{name}": array for name, array in steps.items()}
     for place, (pixels, scale) in found.items():
         arrays |= {f"{place}/{name}": array for name, array in pixels.to_arrays().items()}
         arrays[f"{place}/scale"] = np.array(scale)
@@ -143,6 +151,12 @@ def merge(paths: Sequence[Path], sensor: str, place: str) -> tuple[PixelStatisti
             merged.merge(PixelStatistics.from_arrays({name: file[f"{sensor}/{place}/{name}"] for name in names}))
             scale = float(file[f"{sensor}/{place}/scale"])
     return merged, scale
+
+
+def read_steps(path: Path, region: str) -> Steps:
+    """By how much the dates of a patch differ, from its part."""
+    with readable(path) as file:
+        return {name: file[f"steps/{region}/{name}"] for name in ("early", "late", "change")}
 
 
 @contextmanager
