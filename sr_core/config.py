@@ -151,7 +151,8 @@ class StacSource(Section):
 
     kind: Literal["stac"] = Field(description="Sentinel-2 from a STAC catalogue")
     catalog: str = Field(
-        "earth-search", description="`earth-search`, `copernicus`, or the URL or path of any other catalogue"
+        "earth-search",
+        description="`earth-search`, `copernicus`, or the URL or path (from where the command runs) of any other catalogue",
     )
     collection: str = Field("sentinel-2-c1-l2a", description="id of the collection")
     max_cloud_cover: Fraction = Field(0.8, description="items that say they are cloudier are not read")
