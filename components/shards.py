@@ -106,9 +106,8 @@ class PatchExecutor(EOExecutor):
     def _in_processes(self, work: list[Any], workers: int) -> Iterator[tuple[int, WorkflowResults]]:
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=become_worker)
         try:
-            with environment(
-                dict.fromkeys(THREADS, "1")
-            ):  # read when a worker loads its libraries; workers are started by `submit`
+            # `submit` starts the workers, which read it when they load their libraries
+            with environment(WORKER_ENVIRONMENT):
                 futures: dict[Future[WorkflowResults], int] = {
                     pool.submit(self._execute_workflow, item): index for index, item in enumerate(work)
                 }
