@@ -479,7 +479,9 @@ def read_credentials(path: Path | None, secrets: Mapping[str, str]) -> tuple[str
 def _sentinel2(collection: DataCollection, bands: Sequence[str], masks: Sequence[str], gsd: float) -> Recipe:
     script = evalscript("sentinel2.js", BANDS=list(bands), MASKS=list(masks))
     charged = len(bands) + len(masks) - 1
-    return Recipe(collection, script, gsd, len(bands), len(masks), charged, ResamplingType.NEAREST)
+    # at 10 m nothing is to be resampled but classes; at 60 m interpolation comes nearer to a mean than one pixel does
+    resampling = ResamplingType.NEAREST if gsd == S2_GSD else ResamplingType.BILINEAR
+    return Recipe(collection, script, gsd, len(bands), len(masks), charged, resampling)
 
 
 def _vhr(config: SentinelHubSource) -> Recipe:
