@@ -24,10 +24,11 @@ from sr_core.errors import DataError, SourceError
 from sr_core.patches import S2_GSD, VHR_GSD, Patch
 from sr_core.sources import Dates, Region
 from sr_core.sources.simulated.landscape import Bounds, landscape
-from sr_core.sources.simulated.render import SHADOW_REACH_M, Raster, Scene
+from sr_core.sources.simulated.render import SHADOW_REACH_M, Raster, Scene, Sun
 from sr_core.sources.simulated.sensors import (
     BLOCK_M,
     RADIANCE_SCALE,
+    VHR_HOUR,
     S2Frame,
     VhrFrame,
     acquire_s2,
@@ -87,6 +88,7 @@ class SimulatedFarmland:
             tile_ids=[frame.tile for frame in frames],
             radiance_scale=RADIANCE_SCALE,
             gsd_m=VHR_GSD,
+            sun=[_sun(frame.timestamp) for frame in frames],
         )
         return eopatch
 
@@ -167,6 +169,13 @@ class SimulatedFarmland:
         info |= {"source": "simulated", "region": patch.region, "patch_id": patch.id}
         for name, value in info.items():
             eopatch[FeatureType.META_INFO, name] = value
+
+
+def _sun(timestamp: dt.datetime) -> list[float]:
+    """Azimuth and elevation, degrees, of the sun that VHR is rendered with: that of the land's latitude at the hour of
+    the pass, not that of the UTM zone's longitude at the timestamp."""
+    sun = Sun.at(timestamp.date(), VHR_HOUR)
+    return [math.degrees(sun.azimuth), math.degrees(sun.elevation)]
 
 
 # A stage asks for the parts of one patch one after another.
