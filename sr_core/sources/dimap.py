@@ -24,7 +24,6 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from sr_core import BANDS
 from sr_core.errors import DataError, SourceError
 
 Gain = Literal["divide", "multiply"]
@@ -42,10 +41,10 @@ _MILLI, _PER_CM2, _PER_NM = 1e-3, 1e4, 1e3
 TYPICAL_IRRADIANCE = {"blue": 1950.0, "green": 1830.0, "red": 1550.0, "nir": 1050.0}
 """Solar irradiance outside the atmosphere, W m-2 um-1, where metadata give none. Source: Thuillier et al., The solar
 spectral irradiance from 200 to 2400 nm, Solar Physics 214, 2003, rounded over bands of common VHR instruments."""
-DARKEST_BLUE, BRIGHTEST = 0.005, 2.0
-"""Reflectance that the middle pixel of an image may have: in the blue clear sky alone scatters more than the first (in
-the infrared, water reflects nearly nothing), and no cloud reflects twice the light. A gain used the wrong way round
-misses it by the gain's square."""
+DARKEST_BLUE, DARKEST, BRIGHTEST = 0.005, -0.01, 2.0
+"""Reflectance that the middle pixel of an image may have. In the blue clear sky alone scatters more than the first; in
+the infrared water reflects nearly nothing, and a bias may leave less; no cloud reflects twice the light. A gain used
+the wrong way round misses this by the gain's square."""
 
 
 @dataclass(frozen=True)
@@ -127,28 +126,28 @@ def toa_reflectance(
 
 def check_plausible(
     radiance: NDArray[np.floating],
-    irradiance: Sequence[float | None],
+    colour: str,
+    irradiance: float | None,
     sun_elevation_deg: float | None,
     day: dt.date,
     how: str,
 ) -> None:
-    """Raise `DataError` when the middle of (n, 4) radiances of valid pixels is none that a sunlit planet reflects.
+    """Raise `DataError` when the middle of a band's radiances (n,) is none that a sunlit planet reflects.
 
-    `how` names the file and the conversion, with its alternative.
+    `how` names the file and the conversion. A sun that is not known is taken to stand at 45 degrees.
     """
     if not len(radiance):
         return
-    for index, colour in enumerate(BANDS):
-        middle = np.median(radiance[:, index], keepdims=True)
-        esun = irradiance[index] or TYPICAL_IRRADIANCE[colour]
-        found = float(toa_reflectance(middle, esun, max(sun_elevation_deg or 45.0, 5.0), day)[0])
-        darkest = DARKEST_BLUE if colour == "blue" else 0.0
-        if not darkest <= found <= BRIGHTEST:
-            raise DataError(
-                f"{how}: the median {colour} radiance is {float(middle[0]):.4g} W m-2 sr-1 um-1, reflectance"
-                f" {found:.3g}; expected {darkest:g} to {BRIGHTEST:g}. Are these counts, or is the gain the"
-                " other way round? See source.vhr_gain and source.vhr_radiance_per_dn"
-            )
+    middle = np.median(radiance, keepdims=True)
+    esun = irradiance or TYPICAL_IRRADIANCE[colour]
+    found = float(toa_reflectance(middle, esun, max(sun_elevation_deg or 45.0, 5.0), day)[0])
+    darkest = DARKEST_BLUE if colour == "blue" else DARKEST
+    if not darkest <= found <= BRIGHTEST:
+        raise DataError(
+            f"{how}: the median {colour} radiance is {float(middle[0]):.4g} W m-2 sr-1 um-1, reflectance {found:.3g};"
+            f" expected {darkest:g} to {BRIGHTEST:g}. Are these counts, or is the gain the other way round? See"
+            " source.vhr_gain and source.vhr_radiance_per_dn"
+        )
 
 
 def _plain(stem: str) -> str:

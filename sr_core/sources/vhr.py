@@ -11,6 +11,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +40,12 @@ RADIANCE_SCALE = 100.0
 KERNEL_REACH = 2
 """Pixels on each side that bicubic convolution sees."""
 MARGIN = 4
+MEDIAN_OF = 10_000
+"""Pixels that say whether radiance is plausible."""
 
 
 T = TypeVar("T")
+P = TypeVar("P", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -160,108 +164,120 @@ def read_vhr(file: VHRFile, patch: Patch, config: FilesSource) -> tuple[NDArray[
             f"{file.path}: found pixels of {pixel_m:.3g} m; expected at most {COARSEST_M:g} m, which {VHR_GSD:g} m can"
             " be made of"
         )
-    radiance, valid = _radiance(file, window, config)
-    if not valid.any():
-        return None
-    how = f"{file.path}, by " + (
-        f"{file.dimap.path.name} (counts are {_GAINS[_gain(file.dimap, config)]} the gain)"
-        if file.dimap
-        else f"source.vhr_radiance_per_dn = {config.vhr_radiance_per_dn}"
-    )
-    sun = file.dimap.sun if file.dimap else None
-    check_plausible(radiance[valid], file.irradiance, sun and sun[1], file.timestamp.date(), how)
     own = file.transform @ Affine.translation(window.col_off, window.row_off)
-    on_grid, known = _on_grid(radiance, valid, own, file.crs, pixel_m, patch)
-    if not known.any():
-        return None
-    # valid ground is at least 1: 0 means nodata; what is brighter than white is glare
-    stored = np.clip(np.rint(on_grid * RADIANCE_SCALE), 1, 65535)
-    return np.where(known[..., None], stored, 0).astype(np.uint16), known
-
-
-_GAINS = {"divide": "divided by", "multiply": "multiplied by"}
-
-
-def _gain(dimap: Dimap, config: FilesSource) -> str:
-    return dimap.gain if config.vhr_gain == "auto" else config.vhr_gain
-
-
-def _radiance(file: VHRFile, window: Window, config: FilesSource) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(h, w, 4) in W m-2 sr-1 um-1, and (h, w)."""
-    radiance = np.empty((window.height, window.width, len(BANDS)), np.float32)
-    valid = np.ones((window.height, window.width), bool)
+    to_grid = _ToGrid(own, file.crs, pixel_m, patch)
     nodata = config.nodata if file.dimap is None or file.dimap.nodata is None else file.dimap.nodata
-    given = config.vhr_radiance_per_dn
-    factors = _in_order(given) if isinstance(given, dict) else (given or 1.0,) * len(BANDS)
+    valid = np.ones((window.height, window.width), bool)
+    layers = []
+    # a band at a time: at half a metre a patch is 90 MB a band
     for index, number in enumerate(file.numbers):
         counts, good = read_band(file.path, number, window, nodata)
         valid &= good
-        if file.dimap is not None:
-            gain = None if config.vhr_gain == "auto" else config.vhr_gain
-            radiance[..., index] = file.dimap.radiance(counts.astype(np.float64), number, gain)
-        else:
-            radiance[..., index] = counts.astype(np.float64) * factors[index]
-    return radiance, valid
+        if not valid.any():
+            return None
+        layers.append(to_grid.values(_radiance(file, index, counts, good, config)))
+    known = to_grid.coverage(valid)
+    if not known.any():
+        return None
+    # valid ground is at least 1: 0 means nodata; what is brighter than white is glare
+    stored = np.clip(np.rint(np.stack(layers, axis=-1) * RADIANCE_SCALE), 1, 65535)
+    return np.where(known[..., None], stored, 0).astype(np.uint16), known
 
 
-def _on_grid(
-    radiance: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    own: Affine,
-    crs: str,
-    pixel_m: float,
-    patch: Patch,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Pixels on the patch's grid of 2.5 m: as they are where they lie on it, else resampled."""
-    grid = patch.transform(VHR_GSD)
-    rows, columns = patch.hr_shape
-    left, top = ~grid @ (own.c, own.f)
-    aligned = np.allclose([own.a, own.b, own.d, own.e], [VHR_GSD, 0, 0, -VHR_GSD], atol=1e-6)
-    whole = abs(left - round(left)) < 1e-3 and abs(top - round(top)) < 1e-3
-    on_grid, known = np.zeros((rows, columns, len(BANDS)), np.float32), np.zeros((rows, columns), bool)
-    if aligned and whole and _same_system(crs, patch.epsg):
-        first_row, first_column = max(0, round(top)), max(0, round(left))
-        last_row, last_column = min(rows, round(top) + valid.shape[0]), min(columns, round(left) + valid.shape[1])
-        here = (slice(first_row, last_row), slice(first_column, last_column))
-        there = (
-            slice(first_row - round(top), last_row - round(top)),
-            slice(first_column - round(left), last_column - round(left)),
+def _radiance(
+    file: VHRFile, index: int, counts: NDArray[np.generic], good: NDArray[np.bool_], config: FilesSource
+) -> NDArray[np.float32]:
+    """(h, w) of a band in W m-2 sr-1 um-1; 0 without data. Raises `DataError` where it is none."""
+    if file.dimap is not None:
+        gain = file.dimap.gain if config.vhr_gain == "auto" else config.vhr_gain
+        radiance = file.dimap.radiance(counts.astype(np.float32), file.numbers[index], gain)
+        how = f"{file.dimap.path.name} (values {'divided' if gain == 'divide' else 'multiplied'} by the gain)"
+        sun = file.dimap.sun
+    else:
+        given = config.vhr_radiance_per_dn
+        factor = _in_order(given)[index] if isinstance(given, dict) else given
+        assert factor is not None  # `open_vhr` refuses a file without either
+        radiance, how, sun = counts.astype(np.float32) * factor, f"source.vhr_radiance_per_dn = {factor:g}", None
+    check_plausible(
+        radiance[good][:: max(1, int(good.sum()) // MEDIAN_OF)],
+        BANDS[index],
+        file.irradiance[index],
+        sun[1] if sun else None,
+        file.timestamp.date(),
+        f"{file.path}, by {how}",
+    )
+    return np.where(good, radiance, np.float32(0))
+
+
+@dataclass(frozen=True)
+class _ToGrid:
+    """From a window of a file to a patch's pixels of 2.5 m."""
+
+    own: Affine
+    """Of the window."""
+    crs: str
+    pixel_m: float
+    patch: Patch
+
+    @cached_property
+    def same(self) -> tuple[int, int] | None:
+        """Row and column of the patch where the window begins, if its pixels are the patch's; None if they are not."""
+        step = (self.own.a, self.own.b, self.own.d, self.own.e)
+        if CRS.from_wkt(self.crs) != CRS.from_epsg(self.patch.epsg) or not np.allclose(step, (VHR_GSD, 0, 0, -VHR_GSD)):
+            return None
+        left, top = ~self.patch.transform(VHR_GSD) @ (self.own.c, self.own.f)
+        return (round(top), round(left)) if max(abs(top - round(top)), abs(left - round(left))) < 1e-3 else None
+
+    @property
+    def finer(self) -> bool:
+        return self.pixel_m < VHR_GSD - 1e-3
+
+    def values(self, band: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A band on the grid: the mean over each pixel's area where the window's are finer, else bicubic."""
+        if self.same is not None:
+            return self._placed(band)
+        return self._warped(np.pad(band, MARGIN), Resampling.average if self.finer else Resampling.cubic)
+
+    def coverage(self, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Pixels of the grid that are made of valid ones only; beyond the window nothing is valid."""
+        if self.same is not None:
+            return self._placed(valid)
+        seen = np.pad(valid, MARGIN)
+        if not self.finer:
+            seen = binary_erosion(seen, np.ones((2 * KERNEL_REACH + 1,) * 2))
+        share = self._warped(seen.astype(np.float32), Resampling.average if self.finer else Resampling.nearest)
+        return share > 1 - 1e-4
+
+    def _placed(self, band: NDArray[P]) -> NDArray[P]:
+        assert self.same is not None
+        result = np.zeros(self.patch.hr_shape, band.dtype)
+        (top, left), (rows, columns) = self.same, self.patch.hr_shape
+        here = (
+            slice(max(0, top), min(rows, top + band.shape[0])),
+            slice(max(0, left), min(columns, left + band.shape[1])),
         )
-        on_grid[here], known[here] = radiance[there], valid[there]
-        return on_grid, known
-    finer = pixel_m < VHR_GSD - 1e-3
-    # a frame without data: a pixel that reaches beyond the file has none
-    pad = MARGIN
-    values = np.pad(np.where(valid[..., None], radiance, 0), ((pad, pad), (pad, pad), (0, 0)))
-    seen = np.pad(valid, pad)
-    if not finer:
-        seen = binary_erosion(seen, np.ones((2 * KERNEL_REACH + 1,) * 2))
-    source = own @ Affine.translation(-pad, -pad)
-    layers = np.concatenate([np.moveaxis(values, -1, 0), seen[None].astype(np.float32)])
-    result = np.zeros((len(BANDS) + 1, rows, columns), np.float32)
-    try:
-        for methods, part in (
-            (Resampling.average if finer else Resampling.cubic, slice(0, len(BANDS))),
-            (Resampling.average if finer else Resampling.nearest, slice(len(BANDS), None)),
-        ):
+        there = (slice(here[0].start - top, here[0].stop - top), slice(here[1].start - left, here[1].stop - left))
+        result[here] = band[there]
+        return result
+
+    def _warped(self, padded: NDArray[np.float32], method: Resampling) -> NDArray[np.float32]:
+        result = np.zeros(self.patch.hr_shape, np.float32)
+        try:
             reproject(
-                layers[part],
-                result[part],
-                src_transform=source,
-                src_crs=crs,
-                dst_transform=grid,
-                dst_crs=f"EPSG:{patch.epsg}",
-                resampling=methods,
+                padded,
+                result,
+                src_transform=self.own @ Affine.translation(-MARGIN, -MARGIN),
+                src_crs=self.crs,
+                dst_transform=self.patch.transform(VHR_GSD),
+                dst_crs=f"EPSG:{self.patch.epsg}",
+                resampling=method,
                 tolerance=0.01,
             )
-    except RasterioError as error:
-        raise SourceError(f"patch {patch.id}: VHR cannot be brought from {crs[:60]}: {error}") from error
-    known = result[-1] > 1 - 1e-4
-    return np.moveaxis(result[:-1], 0, -1), known
-
-
-def _same_system(crs: str, epsg: int) -> bool:
-    return bool(CRS.from_wkt(crs) == CRS.from_epsg(epsg))
+        except RasterioError as error:
+            raise SourceError(
+                f"patch {self.patch.id}: VHR in {self.crs[:60]} cannot be reprojected: {error}"
+            ) from error
+        return result
 
 
 def vhr_files(folder: Path, paths: Sequence[Path], config: FilesSource) -> list[VHRFile]:
