@@ -37,7 +37,8 @@ class FileSeries:
         files = _files(config.path, "source.path")
         sites = sorted(path for path in files if path.match(PATTERN))
         tiffs = [path for path in files if path.suffix.lower() in TIFF]
-        products = find_products(files)
+        # beside images of another kind a zip may be anything
+        products = find_products(files, zips=not (sites or tiffs))
         if not products and not sites and not tiffs:
             raise SourceError(
                 f"source.path {config.path}: found no GeoTIFF, no SAFE product and no {PATTERN} among its"

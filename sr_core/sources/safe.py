@@ -242,8 +242,8 @@ class SafeSeries(Series):
         return Pixels(np.stack(layers, axis=-1), np.logical_and.reduce(valid), scl)
 
 
-def find_products(files: Sequence[Path]) -> list[Container]:
-    """SAFE folders and zips among files. Reads the zips' directories only.
+def find_products(files: Sequence[Path], zips: bool = True) -> list[Container]:
+    """SAFE folders, and with `zips` zips, among files. Reads the zips' directories only.
 
     Raises `SourceError` for a folder `*.SAFE` without metadata, and for a zip that cannot be read or holds none.
     """
@@ -253,7 +253,7 @@ def find_products(files: Sequence[Path]) -> list[Container]:
         raise SourceError(f"{min(bare)}: MTD_MSIL1C.xml or MTD_MSIL2A.xml is missing; expected a whole SAFE product")
     products = [Container(path, None) for path in sorted(found)]
     for path in files:
-        if path.suffix.lower() != ".zip":
+        if not zips or path.suffix.lower() != ".zip":
             continue
         with _zip(path) as archive:
             names = [PurePosixPath(name) for name in archive.namelist()]

@@ -57,13 +57,14 @@ def test_a_patch_across_its_border(tmp_path: Path) -> None:
     assert part.mask["VALID"].sum() == 45 * 39
 
 
-def test_offsets_as_the_metadata_state_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", ["L1C", "L2A"])
+def test_offsets_as_the_metadata_state_them(tmp_path: Path, level: str) -> None:
     images = pyramid(bands=FOUR)
     images["B02"][0, 0] = 0
     stored = {band: np.where(image, image + 1000 + 10 * number, 0).astype(np.uint16)
               for number, (band, image) in enumerate(images.items())}  # fmt: skip
     offsets = ALL_OFFSETS | {band: -1000 - 10 * number for number, band in enumerate(images)}
-    write_safe(tmp_path, product("20220501", "0400"), stored, NORTH_WEST, offsets=offsets)
+    write_safe(tmp_path, product("20220501", "0400").replace("L1C", level), stored, NORTH_WEST, offsets=offsets)
     eopatch = opened(tmp_path).s2(PATCH, None)
     assert np.array_equal(eopatch.data["BANDS"][0].reshape(-1, 4)[1:], stacked(images).reshape(-1, 4)[1:])
     assert not eopatch.mask["VALID"][0, 0, 0, 0] and not eopatch.data["BANDS"][0, 0, 0].any()
@@ -265,6 +266,13 @@ def test_a_zip_of_something_else(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "in.SAFE")
     with pytest.raises(SourceError, match=r"in\.zip: found 4 file\(s\) but no MTD_MSIL1C\.xml"):
         opened(tmp_path)
+
+
+def test_a_zip_beside_geotiffs_is_not_looked_at(safe: Path) -> None:
+    zipped(safe)
+    shutil.rmtree(safe)
+    write_product(safe.parent, product("20170411"), np.ones((4, 60, 60), np.uint16))
+    assert [time.day for time in opened(safe.parent).s2(PATCH, None).get_timestamps()] == [11]
 
 
 def test_a_band_missing(safe: Path) -> None:
