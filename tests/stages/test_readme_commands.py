@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from numpy.typing import NDArray
 
 from components.download.main import STAGE as DOWNLOAD
 from components.stage import run
 from sr_core.config import load_config, parse_config
 from sr_core.patches import Patch, load_part, part_path, plan_patches, read_index
 from tests.conftest import REPOSITORY
+from tests.servers.sentinel_hub import CLIENT_ID, CLIENT_SECRET, Item, Raster
+from tests.servers.sentinel_hub import serve as serve_sentinel_hub
 from tests.servers.stac import Fault, serve, write_catalogue, write_item
-from tests.unit.geotiffs import field, write_product
+from tests.unit.geotiffs import BANDS, field, write_product
 
 DAYS = [dt.date(2024, 5, 3) + dt.timedelta(days=10 * number) for number in range(8)]
 CLOUDY = DAYS[3]
@@ -63,26 +66,34 @@ def field_patches() -> list[Patch]:
     return plan_patches(config.areas[0], config.grid)
 
 
+def place() -> tuple[tuple[float, float], int]:
+    """North-west corner (metres) and side (10 m pixels) of ground that holds all patches of the example."""
+    bounds = np.array([patch.bounds for patch in field_patches()])
+    west, north = bounds[:, 0].min() - 40, bounds[:, 3].max() + 40
+    side = max(bounds[:, 2].max() - west, north - bounds[:, 1].min())
+    return (west, north), int(-(-side // 160) * 16)
+
+
+def scene(day: dt.date, side: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """Bands (4, side, side) without any offset, and SCL at 20 m."""
+    image = field(side, seed=1) + np.random.default_rng(day.toordinal()).integers(0, 30, (4, side, side))
+    image += 5000 * (day == CLOUDY)
+    return image.astype(np.uint16), np.full((side // 2, side // 2), 9 if day == CLOUDY else 4, np.uint8)
+
+
 @pytest.fixture(scope="module")
 def products(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Eight dates over the example's field, one of them clouded: GeoTIFFs, and a catalogue whose pixels keep the offset
-    of 1000 on some dates, which the catalogue misreports on one."""
+    of 1000 on the first five dates, but which says so of the first six."""
     files, stac = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("stac")
-    patches = field_patches()
-    west, north = min(p.bounds[0] for p in patches) - 40, max(p.bounds[3] for p in patches) + 40
-    side = (
-        -(-round(max(north - min(p.bounds[1] for p in patches), max(p.bounds[2] for p in patches) - west)) // 160) * 16
-    )
+    (west, north), side = place()
+    epsg = field_patches()[0].epsg
     items = []
     for number, day in enumerate(DAYS):
-        rng = np.random.default_rng(number)
-        image = (field(side, seed=1) + rng.integers(0, 30, (4, side, side))).astype(np.uint16)
-        scl = np.full((side // 2, side // 2), 4, np.uint8)
-        if day == CLOUDY:
-            image, scl = (image + 5000).astype(np.uint16), np.full_like(scl, 9)
+        image, scl = scene(day, side)
         name = f"S2B_MSIL2A_{day:%Y%m%d}T104619_N0510_R051_T31UES_{day:%Y%m%d}T120000"
-        # the files have lost the offset already, and say so by a name without a baseline
-        write_product(files, name.replace("_N0510", ""), image, epsg=patches[0].epsg, origin=(west, north))
+        # the files have lost the offset, and a name without a baseline does not contradict that
+        write_product(files, name.replace("_N0510", ""), image, epsg=epsg, origin=(west, north))
         kept = 1000 if number < 5 else 0
         items.append(
             write_item(
@@ -90,7 +101,7 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
                 f"S2B_T31UES_{day:%Y%m%d}_L2A",
                 (image + kept).astype(np.uint16),
                 scl,
-                patches[0].epsg,
+                epsg,
                 (west, north),
                 when=dt.datetime(day.year, day.month, day.day, 10, 50, tzinfo=dt.UTC),
                 properties={
@@ -131,7 +142,38 @@ def test_ones_own_field_without_an_account(products: tuple[Path, Path], tmp_path
     with serve(products[1]) as server:
         said = run_as_written(commands("Your own field", "my-field"), checkout(tmp_path), SUBPIXEL_STAC=server.api)
     assert "the pixels are believed" in said
-    made = tmp_path / "artifacts" / "my-field" / "products"
+    assert_products(tmp_path / "artifacts" / "my-field" / "products")
+
+
+def test_ones_own_field_from_sentinel_hub(tmp_path: Path) -> None:
+    (west, north), side = place()
+    items = []
+    for day in DAYS[-4:]:
+        image, scl = scene(day, side)
+        rasters = {band: Raster(layer, 10.0, (west, north)) for band, layer in zip(BANDS, image, strict=True)}
+        rasters["SCL"] = Raster(scl, 20.0, (west, north))
+        name = f"S2B_MSIL2A_{day:%Y%m%d}T104619_N0300_R051_T31UES_{day:%Y%m%d}T120000"
+        items.append(
+            Item(name, dt.datetime(day.year, day.month, day.day, 10, 50), field_patches()[0].epsg, rasters, 5.0)
+        )
+    export, *lines = commands("Your own field", "sentinel-hub")
+    assert export.startswith("export SH_CLIENT_ID=")
+    with serve_sentinel_hub({"sentinel-2-l2a": items}) as server:
+        said = run_as_written(
+            lines,
+            checkout(tmp_path),
+            SH_CLIENT_ID=CLIENT_ID,
+            SH_CLIENT_SECRET=CLIENT_SECRET,
+            SUBPIXEL_SENTINEL_HUB_URL=server.url,
+            SUBPIXEL_SENTINEL_HUB_TOKEN_URL=server.token_url,
+        )
+    assert "processing units" in said
+    assert CLIENT_SECRET not in said
+    assert_products(tmp_path / "artifacts" / "sentinel-hub" / "products")
+
+
+def assert_products(made: Path) -> None:
+    """The latest three dates at 2.5 m, each with its attribution."""
     index = json.loads((made / "products.json").read_text())
     assert [entry["datetime"][:10] for entry in index["products"]] == [str(day) for day in DAYS[-3:]]
     for image in made.glob("*/*/sr.tif"):
