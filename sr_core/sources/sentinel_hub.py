@@ -18,7 +18,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyproj
+import shapely
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
@@ -263,28 +264,24 @@ class SentinelHub:
 
     def estimate(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
         """What a download of these patches takes, from the Catalog alone. Bytes are those of uncompressed answers."""
-        recipes = [*self.recipes, *([self.vhr_recipe] if self.vhr_recipe else [])]
+        sensors = {"s2": self.recipes} | ({"vhr": [self.vhr_recipe]} if self.vhr_recipe else {})
         requests, units, size = 0, 0.0, 0
         counts = {"s2": 0, "vhr": 0}
-        products: dict[tuple[str, int, str], list[Product]] = {}
         for region, epsg in sorted({(patch.region, patch.epsg) for patch in patches}):
-            here = [patch.bounds for patch in patches if (patch.region, patch.epsg) == (region, epsg)]
-            west, south, east, north = zip(*here, strict=True)
+            here = [patch for patch in patches if (patch.region, patch.epsg) == (region, epsg)]
+            west, south, east, north = zip(*(patch.bounds for patch in here), strict=True)
             bbox = BBox((min(west), min(south), max(east), max(north)), CRS(epsg))
-            for name, recipe in (("s2", self.s2_recipe), ("vhr", self.vhr_recipe)):
-                if recipe is not None:
-                    products[region, epsg, name] = self._products(recipe, bbox, period)
-        for patch in patches:
-            for recipe in recipes:
-                name = "vhr" if recipe is self.vhr_recipe else "s2"
-                dates = len(self._acquisitions(products[patch.region, patch.epsg, name], patch))
-                if recipe is not self.cloud_recipe:
-                    counts[name] += dates
+            for sensor, recipes in sensors.items():
+                products = self._products(recipes[0], bbox, period)
+                for patch in here:
+                    dates = len(self._acquisitions(products, patch))
+                    counts[sensor] += dates
                     requests += 1  # of the Catalog
-                for _, _, height, width in _blocks(_shape(patch, recipe.gsd)):
-                    requests += dates
-                    units += dates * recipe.processing_units(height, width)
-                    size += dates * height * width * (2 * recipe.n_bands + recipe.n_masks)
+                    for recipe in recipes:
+                        for _, _, height, width in _blocks(_shape(patch, recipe.gsd)):
+                            requests += dates
+                            units += dates * recipe.processing_units(height, width)
+                            size += dates * height * width * (2 * recipe.n_bands + recipe.n_masks)
         return Estimate(len(patches), counts, requests, units, size)
 
     def admit(self, patches: Sequence[Patch], period: Dates | None) -> Estimate:
@@ -323,31 +320,26 @@ class SentinelHub:
                 " expected `id`, `geometry` and `properties.datetime`"
             ) from error
 
-    def _acquisitions(self, products: Iterable[Product], patch: Patch) -> list[Acquisition]:
+    def _acquisitions(self, products: Sequence[Product], patch: Patch) -> list[Acquisition]:
         """One a pass, time ascending.
 
         Where one product shows the whole patch, it alone is asked for, of the patch's own UTM zone if there is one,
         so that nothing is resampled; else the service mosaics the products of the pass.
         """
         outline = _outline(patch)
+        footprints = np.array([product.footprint for product in products], dtype=object)
+        shares = np.round(shapely.area(shapely.intersection(footprints, outline)) / outline.area, 6)
+        shown = {product: float(share) for product, share in zip(products, shares, strict=True) if share > 0}
         passes: list[list[Product]] = []
-        for product in sorted(products, key=lambda product: (product.passed, product.id)):
-            if not product.footprint.intersects(outline):
-                continue
+        for product in sorted(shown, key=lambda product: (product.passed, product.id)):
             if passes and product.passed - passes[-1][0].passed <= ONE_PASS:
                 passes[-1].append(product)
             else:
                 passes.append([product])
         found = []
         for group in passes:
-
-            def rank(product: Product) -> tuple[bool, bool, float, str]:
-                shown = product.footprint.intersection(outline).area
-                whole = bool(product.footprint.covers(outline))
-                return whole, product.epsg == patch.epsg, shown, product.id
-
-            best = max(group, key=rank)
-            used = [best] if rank(best)[0] else group
+            best = max(group, key=lambda one: (shown[one] == 1, one.epsg == patch.epsg, shown[one], one.id))
+            used = [best] if shown[best] == 1 else group
             start, end = min(product.sensed for product in used), max(product.sensed for product in used)
             # the Catalog may round to seconds
             found.append(Acquisition(best, start.replace(microsecond=0) - SECOND, end.replace(microsecond=0) + SECOND))

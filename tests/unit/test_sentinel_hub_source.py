@@ -147,8 +147,9 @@ def test_scene_classes_make_the_mask_of_l2a():
 def test_the_copernicus_data_space_is_not_asked_for_masks_it_has_not():
     cloud_bands = {name: Raster(np.full((24, 24), 1500, np.uint16), 10.0, NORTH_WEST) for name in S2CLOUDLESS_BANDS}
     with serve({"sentinel-2-l1c": [scene("20170401", "L1C", **cloud_bands)]}) as server:
-        found = source(server, service="copernicus").s2(PATCH, PERIOD)
+        found = source(server, service="copernicus").s2(FIELD, PERIOD)
     assert "CLM" not in found.mask
+    assert found.data["CLOUD_BANDS"].shape == (1, 3, 3, 10)  # 160 m, and what is left of the last pixels
     assert (found.data["CLOUD_BANDS"] == 1500).all()
 
 
@@ -625,6 +626,7 @@ def test_a_download_above_the_limit_is_refused_before_a_pixel(hub, account, tmp_
 
 @pytest.mark.realdata
 def test_an_estimate_is_what_the_service_charges(hub):
+    """Of three dates and two of VHR, some of which show one patch only."""
     patches = [FIELD, make_patch("okavango", 32734, (700_600.0, 7_898_720.0, 700_680.0, 7_898_800.0), 40.0)]
     hubs = source(hub, **BYOC, byoc_pan="PAN")
     estimate = hubs.estimate(patches, PERIOD)
