@@ -344,7 +344,10 @@ def _check(title: str, expected: str, result: Any, table: pd.DataFrame, named: l
 def _range(values: pd.Series[Any]) -> str:
     if not (pd.api.types.is_float_dtype(values) or pd.api.types.is_integer_dtype(values)) or values.isna().all():
         return ""
-    return f", from {values.min():.4g} to {values.max():.4g}"
+    low, high = values.min(), values.max()
+    if pd.api.types.is_integer_dtype(values):
+        return f", from {low} to {high}"
+    return f", from {low:.4g} to {high:.4g}"
 
 
 def _write(path: Path, text: str) -> None:

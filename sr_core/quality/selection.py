@@ -26,7 +26,7 @@ LEAST = 100
 VALLEY = 0.3
 """Two clusters are apart along a score where the mixture's density between them falls to this share of the lower of
 their peaks."""
-EXAMPLES = 4
+EXAMPLES = 6
 """Samples shown a cluster."""
 SHOWN_WITHIN = 2.0
 """Examples are drawn from within this Mahalanobis distance of a cluster's middle: they show what is typical of it."""

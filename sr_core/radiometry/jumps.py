@@ -23,6 +23,8 @@ TOLERANCE = 300.0
 """A jump: the medians of all four bands move by the offset to within this. On the clear pixels of real series (86 kept
 dates of three places, 240 pairs) all bands together never moved by more than 435."""
 SAMPLE = 2000
+TOLD = 5
+"""Jumps that an error names."""
 LEAST = 100
 """Pixels, clear on both dates, below which a pair says nothing."""
 
@@ -62,15 +64,17 @@ def refuse_jumps(region: str, patches: Sequence[Steps]) -> None:
         for early, late, change in zip(steps["early"].tolist(), steps["late"].tolist(), steps["change"], strict=True):
             changes[early, late].append(np.asarray(change, np.float64))
     jumps = []
-    for (early, late), found in sorted(changes.items()):
+    # the closest dates first
+    for (early, late), found in sorted(changes.items(), key=lambda pair: (pair[0][1] - pair[0][0], pair[0])):
         median = np.median(found, axis=0)
         # all bands up, or all down
         if (np.abs(median - OFFSET) < TOLERANCE).all() or (np.abs(median + OFFSET) < TOLERANCE).all():
             jumps.append(f"{median.mean():+.0f} from {_day(early)} to {_day(late)}")
     if jumps:
+        more = f" (and {len(jumps) - TOLD} more)" if len(jumps) > TOLD else ""
         raise DataError(
-            f"region {region}: the median of clear Sentinel-2 pixels, reflectance x 10000, jumps by {'; '.join(jumps)};"
-            f" expected one radiometry: some dates seem to keep the offset of {OFFSET} of processing baseline 04.00 and"
+            f"region {region}: the median of clear Sentinel-2 pixels, reflectance x 10000, jumps by"
+            f" {'; '.join(jumps[:TOLD])}{more}; expected one radiometry: some dates seem to keep the offset of {OFFSET} of processing baseline 04.00 and"
             " later, or to have lost it twice. Leave out these dates, or correct what the source says of their offset"
         )
 

@@ -44,6 +44,6 @@ def test_a_region_whose_dates_are_not_of_one_radiometry_is_refused(inputs):
         images = load_part(part)
         images.data["BANDS"][3:] += 1000
         save_part(images, part)
-    with pytest.raises(DataError, match=r"region farm: .* jumps by \+1001 from 2020-06-11 to 2020-06-16"):
+    with pytest.raises(DataError, match=r"region farm: .* jumps by \+1001 from 2020-06-11 to 2020-06-16;"):
         stage.run(program.STAGE, config(), str(root))
     assert not (root / "normalization" / "run.json").exists()

@@ -92,7 +92,7 @@ def test_thresholds_lie_in_the_valley_and_drop_the_worst_cluster():
         table.loc[table["kept"], "row"].tolist() == list(range(800)) and (table.loc[~table["kept"], "row"] == -1).all()
     )
     assert table["cluster"].value_counts().to_dict() == {2: 500, 1: 300, 0: 60, -1: 9}
-    assert [len(names) for names in selection.examples] == [4, 4, 4]
+    assert [len(names) for names in selection.examples] == [6, 6, 6]
     worst = table.set_index("sample_id").loc[list(selection.examples[0])]
     assert (worst["cluster"] == 0).all() and not worst["kept"].any()
     written = to_json(selection)

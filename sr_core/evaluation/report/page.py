@@ -55,6 +55,7 @@ REASONS = {
     "frames": ("too few clear frames", "c-k3"),
     "latest_age": ("latest frame too old", "c-k1"),
     "ssim": ("SSIM too low", "c-k2"),
+    "balance": ("too much of one kind of land", "c-other"),
     "psnr": ("PSNR too low", "c-k0"),
 }
 """Why an acquisition or a sample is dropped: words and colour; other reasons are shown by name."""
@@ -437,19 +438,20 @@ def _samples(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     kept = table["kept"].astype(bool)
     reason = table["reason"].fillna("").astype(str).where(~kept, "")
     styles = _reason_styles(reason)
-    gate = run.config.quality_gate
+    fixed = run.config.quality_gate
+    # those that held, which the gate may have found; a verdict of an earlier version does not tell
+    held = (run.gate or {}).get("thresholds", {"min_ssim": fixed.min_ssim, "min_psnr": fixed.min_psnr})
+    min_ssim, min_psnr = held["min_ssim"], held["min_psnr"]
     plot = charts.Plot(
-        charts.Axis.over(_with_limit(table["ssim"], gate.min_ssim), "SSIM of truth against bicubic"),
-        charts.Axis.over(_with_limit(table["psnr"], gate.min_psnr), "PSNR of truth against bicubic, dB"),
+        charts.Axis.over(_with_limit(table["ssim"], min_ssim), "SSIM of truth against bicubic"),
+        charts.Axis.over(_with_limit(table["psnr"], min_psnr), "PSNR of truth against bicubic, dB"),
         f"{len(table)} candidate samples by SSIM and PSNR, {int(kept.sum())} of them kept",
         height=340,
     )
     for name, style in styles.items():
         rows = table[reason == name]
         plot.dots(rows["ssim"], rows["psnr"], style["css"] + (" faint" if len(table) > 400 else ""), 5)
-    plot.rule_x(gate.min_ssim, f"least SSIM {gate.min_ssim:g}").rule_y(
-        gate.min_psnr, f"least PSNR {gate.min_psnr:g} dB"
-    )
+    plot.rule_x(min_ssim, f"least SSIM {min_ssim:.3g}").rule_y(min_psnr, f"least PSNR {min_psnr:.3g} dB")
     splits = table["split"].fillna("").astype(str)
     columns = [name for name in SPLITS if (splits == name).any()]
     others = ~splits.isin(columns)
@@ -464,7 +466,7 @@ def _samples(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         "scatter": plot.svg(),
         "rows": rows,
         "columns": [SPLITS[name] for name in columns] + (["No split"] if others.any() else []) + ["All"],
-        "limits": f"A sample needs an SSIM of {gate.min_ssim:g} and a PSNR of {gate.min_psnr:g} dB at least.",
+        "limits": f"A sample needs an SSIM of {min_ssim:.3g} and a PSNR of {min_psnr:.3g} dB at least.",
         "kept": number(metrics["gate"]["kept"]),
         "candidates": count(metrics["gate"]["samples"], "candidate sample"),
     }
