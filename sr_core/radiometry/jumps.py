@@ -23,10 +23,11 @@ TOLERANCE = 300.0
 """A jump: the medians of all four bands move by the offset to within this. On the clear pixels of real series (86 kept
 dates of three places, 240 pairs) all bands together never moved by more than 435."""
 SAMPLE = 2000
-TOLD = 5
-"""Jumps that an error names."""
+"""Pixels of a patch that are compared, about."""
 LEAST = 100
 """Pixels, clear on both dates, below which a pair says nothing."""
+TOLD = 5
+"""Jumps that an error names."""
 
 Steps = Mapping[str, NDArray[np.int64] | NDArray[np.float64]]
 """Of one patch: `early` and `late` (N,) microseconds since 1970, `change` (N, 4) in reflectance x 10000."""
@@ -74,8 +75,9 @@ def refuse_jumps(region: str, patches: Sequence[Steps]) -> None:
         more = f" (and {len(jumps) - TOLD} more)" if len(jumps) > TOLD else ""
         raise DataError(
             f"region {region}: the median of clear Sentinel-2 pixels, reflectance x 10000, jumps by"
-            f" {'; '.join(jumps[:TOLD])}{more}; expected one radiometry: some dates seem to keep the offset of {OFFSET} of processing baseline 04.00 and"
-            " later, or to have lost it twice. Leave out these dates, or correct what the source says of their offset"
+            f" {'; '.join(jumps[:TOLD])}{more}; expected one radiometry: some dates seem to keep the offset of {OFFSET} of"
+            " processing baseline 04.00 and later, or to have lost it twice. Leave out these dates, or correct what the"
+            " source says of their offset"
         )
 
 
