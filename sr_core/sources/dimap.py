@@ -7,8 +7,8 @@ Three conventions turn counts (DN) into radiance L at the top of the atmosphere,
 - DIMAP v2, Pleiades and SPOT 6/7:            L = DN / GAIN + BIAS (element Band_Radiance)
 
 Sources: Airbus, DIMAP dictionary 1.1, PHYSICAL_UNIT; GEOSAT-2 Imagery User Guide 3.2, as EOReader applies it; Astrium,
-Pleiades Imagery User Guide, appendix on radiometry. The mission in the metadata decides; the result is then held against
-what a sunlit planet can reflect (`check_plausible`).
+Pleiades Imagery User Guide, appendix on radiometry. The mission in the metadata decides; the result is then held
+against what a sunlit planet can reflect (`check_plausible`).
 """
 
 from __future__ import annotations
