@@ -75,9 +75,9 @@ def refuse_jumps(region: str, patches: Sequence[Steps]) -> None:
         more = f" (and {len(jumps) - TOLD} more)" if len(jumps) > TOLD else ""
         raise DataError(
             f"region {region}: the median of clear Sentinel-2 pixels, reflectance x 10000, jumps by"
-            f" {'; '.join(jumps[:TOLD])}{more}; expected one radiometry: some dates seem to keep the offset of {OFFSET} of"
-            " processing baseline 04.00 and later, or to have lost it twice. Leave out these dates, or correct what the"
-            " source says of their offset"
+            f" {'; '.join(jumps[:TOLD])}{more}; expected one radiometry: some dates seem to keep the offset of"
+            f" {OFFSET} of processing baseline 04.00 and later, or to have lost it twice. Leave out these dates, or"
+            " correct what the source says of their offset"
         )
 
 
