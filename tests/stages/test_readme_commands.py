@@ -55,7 +55,7 @@ def run_as_written(lines: list[str], folder: Path, **environment: str) -> str:
         env={**os.environ, **quiet, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
