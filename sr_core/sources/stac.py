@@ -261,7 +261,8 @@ class StacCatalogue:
             method="POST" if "POST" in offered or not offered else "GET",
             collections=[self.config.collection],
             bbox=bounds,
-            datetime=f"{period[0]}T00:00:00Z/{period[1]}T23:59:59Z" if period else None,
+            # items have the time of their tile, which may lie past midnight when its pass began before
+            datetime=f"{period[0]}T00:00:00Z/{period[1] + dt.timedelta(days=1)}T01:00:00Z" if period else None,
             query={"eo:cloud_cover": {"lte": cloud}} if root.conforms_to("QUERY") else None,
             limit=PAGE,
         )

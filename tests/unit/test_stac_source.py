@@ -256,6 +256,26 @@ def test_a_tile_of_the_next_zone_is_resampled_onto_the_patch(tmp_path: Path) -> 
     assert not found.mask["CLM"].any()
 
 
+@pytest.mark.parametrize(
+    ("names", "given"),
+    [
+        ({"blue": "B02_10m", "green": "B03_10m", "red": "B04_10m", "nir": "B08_10m", "scl": "SCL_20m"}, False),
+        ({"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "scl": "SCL"}, False),
+        ({"blue": "b", "green": "g", "red": "r", "nir": "n", "scl": "s"}, True),
+    ],
+)
+def test_catalogues_name_their_assets_in_their_own_way(tmp_path: Path, names: dict[str, str], given: bool) -> None:
+    image = scene(DAYS[0])
+    when = dt.datetime(2021, 5, 1, 10, 46, tzinfo=dt.UTC)
+    item = write_item(
+        tmp_path, product(DAYS[0]), image, classes(DAYS[0]), EPSG, NORTH_WEST, when=when, asset_names=names
+    )
+    found = catalogue(write_catalogue(tmp_path, [item]), assets=names if given else None).s2(PATCH, PERIOD)
+    seen = found.mask["VALID"][0, ..., 0]
+    np.testing.assert_array_equal(found.data["BANDS"][0][seen], np.moveaxis(image[:, 32:168, 32:168], 0, -1)[seen])
+    assert "CLM" in found.mask
+
+
 # what cannot be read as it is
 
 
