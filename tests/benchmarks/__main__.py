@@ -10,6 +10,7 @@ import torch
 
 from tests.benchmarks.bench_inference import ratios_of_inference
 from tests.benchmarks.bench_network import JOB_BATCH, Size, accelerator, inference, machine, training
+from tests.benchmarks.bench_preparation import ratios_of_preparation
 
 CPU_THREADS = 2
 TINY = Size(batch=2, frames=2, side=8, channels=8, residual_blocks=1)
@@ -40,6 +41,8 @@ def parts() -> Iterator[str]:
     yield training(Size(), cpu, rounds=5)
     yield "## Windows of a product, CPU"
     yield ratios_of_inference()
+    yield "## Preparation: some patches of a simulated country, `examples/country.yaml`"
+    yield ratios_of_preparation()
     if not torch.cuda.is_available():
         accelerator(TINY, cpu, rounds=2)  # so that the code is known to run
         yield "## GPU\n\nNot measured: no GPU was there."

@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -121,3 +122,39 @@ def test_ray_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"preparation.executor: found 'ray', but Ray is not installed; install"):
         each_patch(context(tmp_path, executor="ray"), PATCHES, report, "reports")
+
+
+def test_what_is_asked_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for those functions of Ray that eo-learn's RayExecutor calls: each call is made at once, and here.
+
+    It shows that the executor gets what it needs and that errors come through; it is no substitute for a cluster.
+    """
+
+    class Remote:
+        def __init__(self, function: Callable[..., object]) -> None:
+            self.remote = function
+
+        def options(self, **settings: object) -> "Remote":
+            return self
+
+    ray = ModuleType("ray")
+    started: list[bool] = []
+    for name, stand_in in {
+        "remote": Remote,
+        "ObjectRef": object,
+        "init": lambda: started.append(True),
+        "is_initialized": lambda: bool(started),
+        "available_resources": lambda: {"CPU": 2},
+        "wait": lambda futures, **_: (list(futures), []),
+        "get": lambda result: result,
+    }.items():
+        setattr(ray, name, stand_in)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delitem(sys.modules, "eolearn.core.extra.ray", raising=False)
+    try:
+        found = each_patch(context(tmp_path, executor="ray"), PATCHES, report, "reports")
+        assert [name for name, _, _ in found] == [patch.id for patch in PATCHES] and started == [True]
+        with pytest.raises(DataError, match="found rain"):
+            each_patch(context(tmp_path, executor="ray"), PATCHES, refuse_third, "weather")
+    finally:
+        sys.modules.pop("eolearn.core.extra.ray", None)
