@@ -202,7 +202,8 @@ class CloudShadowFilter(Section):
         "auto", description="Sentinel-2 clouds by; auto: s2cloudless where its bands are, else SCL or CLM, else 4 bands"
     )
     shadows: Literal["geometric", "neighbours"] = Field(
-        "neighbours", description="VHR shadows: clouds projected along the sun's rays, or whole patches next to clouds"
+        "geometric",
+        description="VHR shadows: dark ground where clouds may shade it, or whole patches that touch cloudy ones",
     )
     max_shift_m: float = Field(
         10.0, gt=0, le=30, description="VHR that lies farther from Sentinel-2 than this is flagged, metres"
@@ -255,8 +256,8 @@ class QualityGate(Section):
     )
     min_ssim: float = Field(0.2, ge=-1, le=1, description="VHR against bicubic Sentinel-2, per sample")
     min_psnr: float = Field(10.0, description="VHR against bicubic Sentinel-2, dB, per sample")
-    max_share_uniform: Fraction = Field(
-        0.5, description="training samples of one uniform kind of land beyond this share of them are dropped"
+    max_monotonous: Fraction = Field(
+        0.5, description="training samples of one kind of monotonous land beyond this share of them are dropped"
     )
     min_samples: dict[SplitName, int] = Field(
         default_factory=_min_samples, description="fewer kept samples of a split fail the gate"

@@ -29,12 +29,16 @@ from sr_core.masks.acquisitions import Acquisition, write_acquisitions
 from sr_core.masks.morphology import dilate
 from sr_core.masks.s2_clouds import cloud_mask, shadow_mask
 from sr_core.masks.s2cloudless import S2CLOUDLESS_BANDS, s2cloudless_mask
-from sr_core.masks.shadows import shadowed_patches
+from sr_core.masks.shadows import CloudCover, coarse, geometric_shadow, patches_that_may_shade, shadowed_patches
+from sr_core.masks.sun import Sun, sun_on_grid, sun_over
 from sr_core.masks.vhr_clouds import vhr_cloud_mask
 from sr_core.patches import EOPatch, Patch, load_part, part_path, read_index, save_part
-from sr_core.series import load_s2
+from sr_core.samples.pairs import S2_MTF, degrade_clear
+from sr_core.series import S2Series, load_s2
 from sr_core.vhr_registration import register_vhr
 
+SHADOW_FRAMES = 3
+"""VHR is compared with so many clear Sentinel-2 frames nearest in time: their median forgives one that changed."""
 CLOUDS = "vhr_clouds"
 """Part of the first phase: VHR clouds, before anything is known of shadows."""
 
@@ -51,6 +55,15 @@ class Found(NamedTuple):
     """Cloud cover by VHR time, the cloudiest where two tiles have one time; None where there is no VHR."""
 
 
+class Surroundings(NamedTuple):
+    """What a patch must know of the others' clouds."""
+
+    shadowed: set[dt.datetime]
+    """Times at which the neighbour rule flags it."""
+    near: list[Patch]
+    """Cloudy patches that may shade it, for the geometric rule."""
+
+
 def work(context: Context) -> Result:
     """Mask clouds and shadows, and tell which acquisitions are kept."""
     section = context.config.cloud_shadow_filter
@@ -61,10 +74,8 @@ def work(context: Context) -> Result:
     shifts = coregister(found)
     write_shifts(context.output, shifts)
     covers = {patch: one.vhr_cover for patch, one in found.items() if one.vhr_cover is not None}
-    shadowed: dict[Patch, set[dt.datetime]] = defaultdict(set)
-    for patch, time in shadowed_patches(covers, section.max_cloud_cover):
-        shadowed[patch].add(time)
-    vhr_rows = each_patch(context, list(covers), finish_vhr, "VHR masks", {patch: shadowed[patch] for patch in covers})
+    around = surroundings(section, covers)
+    vhr_rows = each_patch(context, list(covers), finish_vhr, "VHR masks", around)
     rows += [row for mine in vhr_rows for row in mine]
     write_acquisitions(context.output, rows)
     return Result(
@@ -161,32 +172,72 @@ def mask_vhr_clouds(section: CloudShadowFilter, images: EOPatch) -> EOPatch:
     return part
 
 
+def surroundings(section: CloudShadowFilter, covers: CloudCover) -> dict[Patch, Surroundings]:
+    """What each patch must know of the others' clouds, for the rule that is chosen."""
+    if section.shadows == "geometric":
+        return {patch: Surroundings(set(), near) for patch, near in patches_that_may_shade(covers).items()}
+    shadowed: dict[Patch, set[dt.datetime]] = defaultdict(set)
+    for patch, time in shadowed_patches(covers, section.max_cloud_cover):
+        shadowed[patch].add(time)
+    return {patch: Surroundings(shadowed[patch], []) for patch in covers}
+
+
 def finish_vhr(
-    config: Config, inputs: Mapping[str, Path], output: Path, patch: Patch, shadowed: set[dt.datetime]
+    config: Config, inputs: Mapping[str, Path], output: Path, patch: Patch, around: Surroundings
 ) -> list[Acquisition]:
     """The second phase: write a patch's VHR masks, with shadows and co-registration, unless they are there.
 
-    `shadowed` are the times at which a touching patch is cloudy. Returns the patch's rows of VHR.
+    Returns the patch's rows of VHR.
     """
     section, images = config.cloud_shadow_filter, inputs["download"]
     path = part_path(output, patch, "vhr")
     if not path.is_dir():
         series = load_part(part_path(images, patch, "vhr"))
-        times = series.get_timestamps()
+        times, bands = series.get_timestamps(), series.data["BANDS"]
         clouds = load_part(part_path(output, patch, CLOUDS))
         valid, cloud = (mask[..., 0].astype(bool) for mask in (series.mask["VALID"], clouds.mask["CLM"]))
-        clear = valid & ~cloud
-        flags = np.array([time in shadowed for time in times])
-        shadow = np.broadcast_to(flags[:, None, None], valid.shape)
-        found = register_vhr(series.data["BANDS"], clear & ~shadow, times, load_s2(images, output, patch))
+        clear, s2 = valid & ~cloud, load_s2(images, output, patch)
+        if section.shadows == "geometric":
+            others = [(other, load_part(part_path(output, other, CLOUDS))) for other in around.near]
+            shadow = geometric_shadows(section, series, clear, [(patch, clouds), *others], s2)
+            clear &= ~shadow
+        else:
+            flags = np.array([time in around.shadowed for time in times])
+            shadow = np.broadcast_to(flags[:, None, None], valid.shape)
         part = EOPatch(bbox=patch.bbox, timestamps=times)
         part.mask["CLEAR"], part.mask["CLM"] = clear[..., None], cloud[..., None]
         part.mask["SHADOW"] = np.ascontiguousarray(shadow)[..., None]
-        part.meta_info["registration"] = [registration.to_json() for registration in found]
+        part.meta_info["registration"] = [found.to_json() for found in register_vhr(bands, clear, times, s2)]
         part.meta_info["tiles"] = list(series.meta_info["tile_ids"])
         part.meta_info["coverage"] = clouds.meta_info["coverage"]
         save_part(part, path)
     return acquisitions(section, patch, "vhr", load_part(path))
+
+
+def geometric_shadows(
+    section: CloudShadowFilter, series: EOPatch, clear: Mask, clouds: Sequence[tuple[Patch, EOPatch]], s2: S2Series
+) -> Mask:
+    """Shadows (T, 4H, 4W) of a VHR series that is `clear` of clouds, from the clouds of the patch and of others."""
+    shadow = np.zeros(clear.shape, bool)
+    suns = series.meta_info.get("sun") or [None] * len(clear)
+    for index, (time, told) in enumerate(zip(series.get_timestamps(), suns, strict=True)):
+        masks = [
+            (other, coarse(mask))
+            for other, part in clouds
+            for when, mask in zip(part.get_timestamps(), part.mask["CLM"][..., 0].astype(bool), strict=True)
+            if when == time and mask.any()
+        ]
+        if not masks or not clear[index].any():
+            continue
+        sun = sun_on_grid(s2.patch, Sun(*told)) if told else sun_over(s2.patch, time)
+        seen, seen_clear = degrade_clear(series.data["BANDS"][index], clear[index], S2_MTF)
+        frames = sorted(range(len(s2.timestamps)), key=lambda i, at=time: abs(s2.timestamps[i] - at))  # type: ignore[misc]
+        frames = [frame for frame in frames if s2.clear[frame].any()][:SHADOW_FRAMES]
+        found = geometric_shadow(
+            s2.patch, masks, sun, seen, seen_clear, s2.bands[frames], s2.clear[frames], section.dilate_px
+        )
+        shadow[index] = found.repeat(SCALE, axis=0).repeat(SCALE, axis=1) & clear[index]
+    return shadow
 
 
 def refuse_only_cloudy(section: CloudShadowFilter, rows: Sequence[Acquisition], patches: int) -> None:
@@ -237,13 +288,13 @@ def acquisitions(section: CloudShadowFilter, patch: Patch, sensor: str, part: EO
     registrations = [Registration.from_json(raw) for raw in info["registration"]] if sensor == "vhr" else []
     rows = []
     for index, (cover, valid) in enumerate(info["coverage"]):
-        shadowed = sensor == "vhr" and bool(part.mask["SHADOW"][index].any())
+        shade = float(part.mask["SHADOW"][index].mean()) if sensor == "vhr" else 0.0
         registration = registrations[index] if registrations else None
         if not valid or valid < section.min_valid:
             reason = "nodata"
         elif cover > section.max_cloud_cover:
             reason = "cloud"
-        elif shadowed:
+        elif shade > section.max_cloud_cover:
             reason = "shadow"
         elif registration is not None and registration.known and registration.distance_m > section.max_shift_m:
             reason = "shift"
@@ -257,7 +308,7 @@ def acquisitions(section: CloudShadowFilter, patch: Patch, sensor: str, part: EO
             tile=info["tiles"][index],
             cloud_cover=cover,
             valid=valid,
-            shadowed=shadowed,
+            shadowed=shade > 0,
             kept=not reason,
             reason=reason,
         )
