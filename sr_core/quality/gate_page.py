@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -126,7 +126,7 @@ def page(
         cluster_scatter=_cluster_scatter(selection),
         attribution=attribution if pairs else "",
         land=_land(table),
-        max_share=config.max_share_uniform,
+        max_share=config.max_monotonous,
         style=Markup((files("sr_core.evaluation.report") / "report.css").read_text(encoding="utf-8")),
     )
 
@@ -135,7 +135,11 @@ def _scatter(table: pd.DataFrame, thresholds: Thresholds) -> Markup | None:
     scored = table[table["psnr"].notna()]
     if scored.empty:
         return None
-    plot = _plot(scored, thresholds, f"{len(scored)} scored samples, {int(scored['kept'].sum())} of them kept")
+    plot = _plot(
+        [*scored["ssim"], thresholds.min_ssim],
+        [*scored["psnr"], thresholds.min_psnr],
+        f"{len(scored)} scored samples, {int(scored['kept'].sum())} of them kept",
+    )
     for reason, (_, css) in MEANING.items():
         these = scored[scored["reason"] == reason]
         if len(these):
@@ -147,7 +151,8 @@ def _cluster_scatter(selection: Selection) -> Markup | None:
     mixture, table = selection.mixture, selection.table
     if mixture is None:
         return None
-    plot = _plot(table[table["psnr"].notna()], selection.thresholds, "Scored samples by cluster, with its ellipse")
+    scored = table[table["psnr"].notna()]
+    plot = _plot(scored["ssim"], scored["psnr"], "Scored samples by cluster, with its ellipse")
     for index, (_, css) in enumerate(CLUSTERS):
         these = table[table["cluster"] == index]
         plot.dots(these["ssim"], these["psnr"], f"{css} faint", 4)
@@ -156,13 +161,8 @@ def _cluster_scatter(selection: Selection) -> Markup | None:
     return _rules(plot, selection.thresholds)
 
 
-def _plot(scored: pd.DataFrame, thresholds: Thresholds, summary: str) -> charts.Plot:
-    return charts.Plot(
-        charts.Axis.over([*scored["ssim"], thresholds.min_ssim], "SSIM"),
-        charts.Axis.over([*scored["psnr"], thresholds.min_psnr], "PSNR, dB"),
-        summary,
-        height=340,
-    )
+def _plot(ssim: Iterable[float], psnr: Iterable[float], summary: str) -> charts.Plot:
+    return charts.Plot(charts.Axis.over(ssim, "SSIM"), charts.Axis.over(psnr, "PSNR, dB"), summary, height=340)
 
 
 def _rules(plot: charts.Plot, thresholds: Thresholds) -> Markup:

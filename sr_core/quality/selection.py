@@ -122,16 +122,16 @@ def _thresholds(mixture: Mixture | None, why_none: str, clusters: NDArray[np.int
 
 
 def _beyond_balance(table: pd.DataFrame, kept: NDArray[np.bool_], config: QualityGate) -> NDArray[np.bool_]:
-    """Training samples of uniform land beyond its share, drawn by the seed.
+    """Training samples of monotonous land beyond its share, drawn by the seed.
 
-    Validation and test stay as the ground is, and mixed land is never dropped.
+    Validation and test stay as the ground is, and varied land is never dropped.
     """
     training = kept & (table["split"] == "train").to_numpy()
-    most = int(np.ceil(config.max_share_uniform * training.sum()))
+    most = int(np.ceil(config.max_monotonous * training.sum()))
     beyond = np.zeros(len(table), bool)
     rng = np.random.default_rng(config.seed)
     land = table["land"].to_numpy(object)
-    for kind in sorted(set(land[training]) - {"mixed"}):
+    for kind in sorted(set(land[training]) - {"varied"}):
         drawn = rng.permutation(np.flatnonzero(training & (land == kind)))
         beyond[drawn[most:]] = True
     return beyond

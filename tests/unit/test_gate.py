@@ -49,7 +49,7 @@ def samples(train=6, val=2, test=3, dropped=None):
                 "psnr": 5.0 if reason == "psnr" else 32.0 if scored else np.nan,
                 "mse": 1e-3 if scored else np.nan,
                 **{f"bias_{band}": 0.01 if scored else np.nan for band in ("blue", "green", "red", "nir")},
-                "land": "mixed" if scored else "",
+                "land": "varied" if scored else "",
                 "cluster": -1,
                 "kept": not reason,
                 "reason": reason,

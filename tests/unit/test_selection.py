@@ -12,7 +12,7 @@ from sr_core.quality.selection import select, to_json
 from sr_core.samples.land import kind_of_land
 from sr_core.samples.store import COLUMNS
 
-CONFIG = QualityGate(thresholds="mixture", min_ssim=0.2, min_psnr=10, max_share_uniform=1)
+CONFIG = QualityGate(thresholds="mixture", min_ssim=0.2, min_psnr=10, max_monotonous=1)
 WORST, MIDDLE, BEST = (0.3, 14.0), (0.75, 27.0), (0.92, 34.0)
 
 
@@ -25,7 +25,7 @@ def cloud(middle, count, seed=0, ssim=0.03, psnr=1.0, tilt=0.5):
 THREE = np.concatenate([cloud(WORST, 60), cloud(MIDDLE, 300), cloud(BEST, 500)])
 
 
-def candidates(scores, land="mixed", split="train", unscored=0):
+def candidates(scores, land="varied", split="train", unscored=0):
     """Scored candidates, and some without images before, between and behind them."""
     rows = [
         {
@@ -137,17 +137,24 @@ def test_without_a_valley_the_fixed_thresholds_stay_and_it_is_said_why(scores, w
     assert thresholds.note.startswith("from the configuration: ") and why in thresholds.note
 
 
-def test_uniform_land_does_not_fill_the_training_set_and_the_draw_is_seeded():
-    land = ["water"] * 70 + ["dense"] * 20 + ["mixed"] * 10 + ["water"] * 30
+def test_monotonous_land_does_not_fill_the_training_set_and_the_draw_is_seeded():
+    land = ["water"] * 70 + ["dense"] * 20 + ["varied"] * 10 + ["water"] * 30
     split = ["train"] * 100 + ["test"] * 30
     table = candidates(cloud(BEST, 130), land, split)
-    half = CONFIG.model_copy(update={"thresholds": "fixed", "max_share_uniform": 0.5})
+    half = CONFIG.model_copy(update={"thresholds": "fixed", "max_monotonous": 0.5})
     first, again, other = (select(table, config).table for config in (half, half, half.model_copy(update={"seed": 9})))
     dropped = first[first["reason"] == "balance"]
     assert len(dropped) == 20 and set(dropped["land"]) == {"water"} and set(dropped["split"]) == {"train"}
     assert first["reason"].equals(again["reason"]) and not first["reason"].equals(other["reason"])
-    mixed = candidates(cloud(BEST, 130), "mixed", split)
-    assert select(mixed, half).table["kept"].all()
+    varied = candidates(cloud(BEST, 130), "varied", split)
+    assert select(varied, half).table["kept"].all()
+
+
+def test_land_with_contrast_is_varied():
+    speckled = np.full((4, 20, 20), 1500, np.uint16) + np.arange(4, dtype=np.uint16)[:, None, None] * 100
+    assert kind_of_land(speckled, np.ones((20, 20), bool)) == "bare"
+    speckled[3, ::4] += 600
+    assert kind_of_land(speckled, np.ones((20, 20), bool)) == "varied"
 
 
 @pytest.mark.parametrize(
@@ -157,8 +164,9 @@ def test_uniform_land_does_not_fill_the_training_set_and_the_draw_is_seeded():
         ([(800, 1000, 1400, 1800)], "bare"),
         ([(400, 700, 700, 2000)], "sparse"),
         ([(300, 500, 300, 4000)], "dense"),
-        ([(300, 500, 300, 4000)] * 3 + [(800, 1000, 1400, 1800)] * 2, "mixed"),
-        ([(300, 500, 300, 4000)] * 9 + [(800, 1000, 1400, 1800)], "dense"),
+        ([(300, 500, 300, 4000)] * 3 + [(800, 1000, 1400, 1800)] * 2, "varied"),
+        ([(300, 500, 300, 2000)] * 9 + [(800, 1000, 1400, 1800)], "dense"),
+        ([(300, 500, 300, 2000)] * 7 + [(800, 1000, 1400, 1800)] * 3, "varied"),
     ],
 )
 def test_kinds_of_land(pixels, kind):

@@ -44,7 +44,7 @@ def candidate(patch, index, kept=True, split="train"):
         psnr=30.0 if kept else float("nan"),
         mse=1e-3 if kept else float("nan"),
         **dict.fromkeys(("bias_blue", "bias_green", "bias_red", "bias_nir"), 0.01 if kept else float("nan")),
-        land="mixed" if kept else "",
+        land="varied" if kept else "",
         kept=kept,
         reason="" if kept else "cloud",
         geometry=box(21.0, 63.0 + index / 100, 21.01, 63.01 + index / 100),
