@@ -30,7 +30,7 @@ COUNTRY = Path(__file__).parents[2] / "examples" / "country.yaml"
 STAGES = ("download", "cloud_shadow_filter", "normalize", "quality_gate")
 LOOK_EVERY_S = 0.1
 COLUMNS = 2
-"""Of each region's cells, in the small version: 12 patches."""
+"""Of each region's cells, in the small version: 10 patches."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def ratios_of_preparation(columns: int = COLUMNS) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_preparation", description=__doc__)
-    parser.add_argument("--columns", type=int, default=COLUMNS, help="of each region's cells, three patches each")
+    parser.add_argument("--columns", type=int, default=COLUMNS, help="of each region's cells, five patches of the two")
     parser.add_argument("--full", action="store_true", help="the whole country, with two workers")
     parser.add_argument("--workers", type=int, help="these only, instead of one and two")
     parser.add_argument("--root", type=Path, help="keep the artifacts in this folder")

@@ -14,7 +14,7 @@ def test_the_readme_of_a_stage_is_up_to_date(stage):
     assert written == readme(stage), "run `python -m components.documentation`"
 
 
-@pytest.mark.parametrize("name", ["demo", "okavango", "belgium", "my-field"])
+@pytest.mark.parametrize("name", ["demo", "okavango", "belgium", "my-field", "country"])
 def test_the_examples_are_valid(name):
     assert load_config(REPOSITORY / "examples" / f"{name}.yaml", {}).name == name
 
