@@ -36,8 +36,8 @@ def s2cloudless_mask(cloud_bands: NDArray[np.uint16], shape: tuple[int, int]) ->
     `S2CLOUDLESS_BANDS`, 0 where there is no data, its north-west corner that of the 10 m pixels; `shape` is (H, W).
     A cell without data is judged like the nearest with data; a date without any is not judged.
     """
-    known = (cloud_bands > 0).all(axis=-1)
-    judged: Mask = known.any(axis=(1, 2))
+    known: Mask = np.asarray((cloud_bands > 0).all(axis=-1), bool)
+    judged: Mask = np.asarray(known.any(axis=(1, 2)), bool)
     clouds = np.zeros((len(cloud_bands), *shape), bool)
     for index in np.flatnonzero(judged):
         cells = cloud_bands[index].astype(np.float32) / REFLECTANCE_SCALE

@@ -179,5 +179,4 @@ def geometric_shadow(
 def coarse(mask: Mask) -> Mask:
     """A mask (4H, 4W) at 2.5 m at 10 m: True where any of its pixels is."""
     rows, columns = (size // SCALE for size in mask.shape)
-    found: Mask = mask.reshape(rows, SCALE, columns, SCALE).any(axis=(1, 3))
-    return found
+    return np.asarray(mask.reshape(rows, SCALE, columns, SCALE).any(axis=(1, 3)), bool)
