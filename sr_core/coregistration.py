@@ -40,7 +40,7 @@ MIN_COMMON = 0.3
 LEAST_RESIDUAL_PX = 0.02
 ROUNDS = 8
 MIN_CONFIDENCE = 0.25
-"""Simulated images of different ground reach 0.1, of the same ground 0.7 and more: a displacement found with less is
+"""Simulated images of different ground reach 0.1, of the same ground 0.6 and more: a displacement found with less is
 not used."""
 NON_RIGID_M = 2.5
 """Parts that disagree by more than a VHR pixel: no shift of the whole patch makes that good."""
