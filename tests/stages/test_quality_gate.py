@@ -47,6 +47,8 @@ def config(**gate):
             "source": {"kind": "simulated"},
             "area": {"bbox": [21, 55, 21.01, 55.01]},
             "period": {"start": "2020-06-01", "end": "2020-06-30"},
+            # in this process, where a test can step in
+            "preparation": {"workers": 1},
             "quality_gate": {**GATE, **gate},
         }
     )
@@ -117,6 +119,7 @@ def test_vhr_pairs_through_the_stage(tmp_path):
     assert record["metrics"] == {"samples": 80, "kept": 80}
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
         ".key", "data_docs", "gate.html", "gate.json", "run.json", "samples.parquet", "samples.zarr",
+        "unexpected.parquet",
     ]  # fmt: skip
     # radiance / 100 is reflectance in these statistics, and the land did not change: the truth is sharper than bicubic
     sample = store.read([0])
