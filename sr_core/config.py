@@ -152,7 +152,7 @@ class StacSource(Section):
     kind: Literal["stac"] = Field(description="Sentinel-2 from a STAC catalogue")
     catalog: str = Field(
         "earth-search",
-        description="`earth-search`, `copernicus`, or the URL or path (from where the command runs) of any other catalogue",
+        description="`earth-search`, `copernicus`, or another catalogue: its URL, or its path from where one works",
     )
     collection: str = Field("sentinel-2-c1-l2a", description="id of the collection")
     max_cloud_cover: Fraction = Field(0.8, description="items that say they are cloudier are not read")
@@ -249,7 +249,7 @@ class QualityGate(Section):
     max_frame_cloud: Fraction = Field(0.05, description="frames cloudier than this over the chip are not used")
     chip_px: int = Field(32, ge=8, le=256, description="side of a sample in low-resolution pixels")
     stride_px: int = Field(32, ge=1, le=256, description="step between training samples in low-resolution pixels")
-    align_vhr: bool = Field(False, description="move VHR by its displacement from Sentinel-2 before cutting")
+    align_vhr: bool = Field(True, description="move VHR by its displacement from Sentinel-2 before cutting")
     histogram_matching: bool = Field(True, description="match VHR, as Sentinel-2 would see it, to the latest frame")
     thresholds: Literal["fixed", "mixture"] = Field(
         "fixed", description="min_ssim and min_psnr as given, or found between the clusters of a Gaussian mixture"
