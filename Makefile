@@ -23,7 +23,7 @@ demo: $(READY)  ## simulated farmland, from download to report: artifacts/demo/r
 	@$(BIN)/subpixel demo --out artifacts/demo
 
 test: $(READY)  ## every test that needs no containers
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not e2e"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not e2e"
 
 lint: $(READY)  ## ruff and mypy --strict
 	@$(BIN)/ruff check $(SOURCES)
