@@ -1,4 +1,4 @@
-"""README.md of each stage, from its program's docstring, its interface and its configuration section.
+"""README.md of each component, from its program's docstring, its interface and its configuration section.
 
 `python -m components.documentation` writes them; a test holds that they are up to date.
 """
@@ -17,12 +17,14 @@ from components.stage import STAGES
 from sr_core.config import Config, Section
 
 HERE = Path(__file__).parent
+COMPONENTS = ("plan_shards", *STAGES)
+"""All components: the stages, and what decides over how many containers their work is shared out."""
 
 
 def readme(name: str) -> str:
-    """The README of one stage."""
+    """The README of one component."""
     program = importlib.import_module(f"components.{name}.main")
-    stage = STAGES[name]
+    stage = STAGES.get(name)
     interface = getattr(importlib.import_module(f"components.{name}.component"), name)
     lines = [f"# {name}", "", inspect.cleandoc(program.__doc__ or ""), ""]
     lines += ["## Interface", "", "| | name | type | |", "|---|---|---|---|"]
@@ -32,27 +34,26 @@ def readme(name: str) -> str:
     described = _described_arguments(interface.pipeline_func.__doc__ or "")
     for key, value in (spec.outputs or {}).items():
         lines.append(f"| output | `{key}` | {_type(value.type)} | {_cell(described[key])} |")
-    lines += [
-        "",
-        f"Reads the output of: {', '.join(stage.input_names) or 'nothing'}. Writes `<root>/{stage.folder}/`.",
-    ]
-    for section in stage.sections:
+    if stage is not None:
+        read = ", ".join(stage.input_names) or "nothing"
+        lines += ["", f"Reads the output of: {read}. Writes `<root>/{stage.folder}/`."]
+        if stage.by_patch:
+            lines += ["With a parameter `shard`, I/N, it does its work on the I-th of N shares of the patches only."]
+    for section in stage.sections if stage is not None else program.SECTIONS:
         for kind in _section_classes(section):
             title = f"`{section}`"
             if "kind" in kind.model_fields:
                 title += f" of kind `{get_args(kind.model_fields['kind'].annotation)[0]}`"
             lines += ["", f"## Configuration: {title}", "", "| key | default | allowed | |", "|---|---|---|---|"]
             lines += _rows(kind)
-    lines += [
-        "",
-        "## By hand",
-        "",
-        "```",
-        f"subpixel {name.replace('_', '-')} examples/demo.yaml --root artifacts/demo",
-        f"python -m components.{name} --config examples/demo.yaml --root artifacts/demo",
-        "```",
-        "",
-    ]
+    by_hand = f"python -m components.{name} --config examples/demo.yaml"
+    lines += ["", "## By hand", "", "```"]
+    if stage is None:
+        lines += [by_hand]
+    else:
+        lines += [f"subpixel {name.replace('_', '-')} examples/demo.yaml --root artifacts/demo"]
+        lines += [f"{by_hand} --root artifacts/demo"]
+    lines += ["```", ""]
     return "\n".join(lines)
 
 
@@ -97,7 +98,7 @@ def _described_arguments(text: str) -> dict[str, str]:
 
 
 def main() -> None:
-    for name in STAGES:
+    for name in COMPONENTS:
         (HERE / name / "README.md").write_text(readme(name), encoding="utf-8")
 
 

@@ -14,7 +14,8 @@ A stage whose work is by patches can be shared out before that, over as many pro
     python -m components.normalize --config run.yaml --root artifacts/run --shard 2/8
 
 writes what it makes of its patches and no `run.json`; the call without `--shard` does what is left, then what needs
-all patches. Shards change when a result is there, never what it is.
+all patches. Shards change when a result is there, never what it is. A single shard, `1/1`, returns at once: all of the
+work is the stage's own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import fcntl
 import hashlib
 import importlib
 import json
+import math
 import os
 import platform
 import random
@@ -36,10 +38,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
@@ -65,6 +67,16 @@ SOURCE_SUFFIXES = {".py", ".cpp", ".j2", ".css", ".js"}
 
 
 @dataclass(frozen=True)
+class Shown:
+    """An output artifact, as Kubeflow's pages show it."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What JSON can hold; numbers that are not finite are left out."""
+    place: str | None = None
+    """Where it lies: relative to the root, or a URI; None is the stage's folder."""
+
+
+@dataclass(frozen=True)
 class Result:
     """What a stage says of its work."""
 
@@ -72,8 +84,10 @@ class Result:
     """Numbers in and out, for `run.json`: {"patches": 12, "dropped": {"cloud": 3}}."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Flat scalars, shown by Kubeflow as Metrics."""
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     """Output parameters, such as the gate's `verdict`."""
+    artifacts: Mapping[str, Shown] = field(default_factory=dict)
+    """What Kubeflow shows of output artifacts, beside the stage's folder, its key and its counts."""
     skipped: str | None = None
     """Why the stage had nothing to do, or None."""
 
@@ -174,6 +188,7 @@ STAGES = {
             ("download", "cloud_shadow_filter", "quality_gate", "train_hrn?"),
         ),
         Stage("package", "archive", ("package",), ("train_hrn",), depends_on_files=True),
+        Stage("publish", "published", ("package",), ("train_hrn", "package", "evaluate?")),
         Stage(
             "super_resolve",
             "products",
@@ -194,57 +209,97 @@ STAGES["report"] = Stage(
 FOLDERS = {name: stage.folder for name, stage in STAGES.items()}
 
 
+@dataclass(frozen=True)
+class Call:
+    """How a program was called, by hand or by Kubeflow."""
+
+    config: Config
+    root: str
+    shard: str | None
+    message: Mapping[str, Any]
+    """Kubeflow's ExecutorInput; empty by hand."""
+
+
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """Entry of a stage's program. Returns the exit status: 0, 1 after an error, 128 + signal when interrupted."""
-    parser = argparse.ArgumentParser(prog=f"python -m components.{stage.name}")
+    return program(stage.name, argv, partial(answer, stage, argv), by_patch=stage.by_patch)
+
+
+def program(
+    name: str,
+    argv: Sequence[str] | None,
+    work: Callable[[Call], None],
+    *,
+    by_patch: bool = False,
+    needs_root: bool = True,
+) -> int:
+    """Read the arguments of the program `components.<name>`, do its work, and explain its errors.
+
+    Returns the exit status: 0, 1 after an error, 128 + signal when interrupted.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m components.{name}")
     parser.add_argument("--config", help="configuration: a YAML file, or the JSON text of one")
-    parser.add_argument("--root", help="where artifacts are: a folder or s3://bucket/prefix")
+    if needs_root:
+        parser.add_argument("--root", help="where artifacts are: a folder or s3://bucket/prefix")
     parser.add_argument(
         "--executor-input", help="Kubeflow's ExecutorInput message (JSON); replaces the other arguments"
     )
-    if stage.by_patch:
+    if by_patch:
         parser.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the patches, from 1")
     arguments = parser.parse_args(argv)
     try:
         message = json.loads(arguments.executor_input) if arguments.executor_input else {}
-        parameters = message.get("inputs", {}).get("parameterValues", {})
-        config_text = arguments.config or parameters.get("config")
-        root = arguments.root or parameters.get("root")
-        if not config_text or not root:
-            parser.error("--config and --root are needed (or --executor-input with both)")
-        config = read_config(config_text)
-        if stage.by_patch and config.preparation.executor == "ray" and is_remote(root):
-            raise ConfigError(
-                f"preparation.executor: found 'ray' and the root {root}; expected a folder that all machines of the"
-                " cluster mount, or 'processes' with one shard a machine"
-            )
-        shard = stage.by_patch and (arguments.shard or parameters.get("shard"))
-        if shard:
-            run_shard(stage, config, root, Shard.parse(shard))
-            return 0
-        processes = getattr(getattr(config, stage.name, None), "processes", 1)
-        if processes > 1 and torchrun_numbers()[1] == 1:
-            start_torchrun(stage, processes, argv)
-        record = run(stage, config, root)
-        if message and record:
-            write_executor_output(stage, message, root, record)
+        given = {key: value for key, value in vars(arguments).items() if value}
+        given = {**message.get("inputs", {}).get("parameterValues", {}), **given}
+        needed = ("config", "root") if needs_root else ("config",)
+        if not all(given.get(key) for key in needed):
+            flags = " and ".join(f"--{key}" for key in needed)
+            parser.error(f"found no {flags}; give {flags}, or --executor-input that holds what they say")
+        shard = given.get("shard") if by_patch else None
+        work(Call(read_config(given["config"]), given.get("root", ""), shard, message))
     except KeyboardInterrupt as stop:
-        console.print(f"{stage.name}: stopped; run the same command again to continue", markup=False)
+        console.print(f"{name}: stopped; run the same command again to continue", markup=False)
         return getattr(stop, "exit_status", 130)  # a stage that saves its state at SIGTERM says so
     except SubpixelError as error:
-        console.print(f"{stage.name}: error: {error}", markup=False)
+        console.print(f"{name}: error: {error}", markup=False)
         return 1
     except OSError as error:
         if error.errno not in STORAGE_FAULTS:
             traceback.print_exc()
         where = f"{error.filename}: " if error.filename else ""
-        console.print(f"{stage.name}: error: {where}{error.strerror or error}; finished work is kept", markup=False)
+        console.print(f"{name}: error: {where}{error.strerror or error}; finished work is kept", markup=False)
         return 1
     except Exception:
         traceback.print_exc()
-        console.print(f"{stage.name}: failed unexpectedly; finished work is kept", markup=False)
+        console.print(f"{name}: failed unexpectedly; finished work is kept", markup=False)
         return 1
     return 0
+
+
+def answer(stage: Stage, argv: Sequence[str] | None, call: Call) -> None:
+    """Do what a stage's program was called for: the whole stage, or a shard of it."""
+    config, root = call.config, call.root
+    if stage.by_patch and config.preparation.executor == "ray" and is_remote(root):
+        raise ConfigError(
+            f"preparation.executor: found 'ray' and the root {root}; expected a folder that all machines of the"
+            " cluster mount, or 'processes' with one shard a machine"
+        )
+    if call.shard:
+        shard = Shard.parse(call.shard)
+        if shard == WHOLE:
+            console.print(f"[bold]{stage.name}[/bold] {shard}: left to the stage")
+        else:
+            run_shard(stage, config, root, shard)
+        return
+    if stage.by_torchrun and torchrun_numbers()[1] == 1:
+        section = getattr(config, stage.name)
+        if section.nodes > 1:
+            run_nodes(stage, config, root)
+        elif section.processes > 1:
+            start_torchrun(stage, section.processes, argv)
+    record = run(stage, config, root)
+    if call.message and record:
+        write_executor_output(stage, call.message, root, record)
 
 
 def read_config(text: str) -> Config:
@@ -291,6 +346,7 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
             "counts": dict(result.counts),
             "metrics": dict(result.metrics),
             "outputs": dict(result.parameters),
+            "artifacts": {name: asdict(shown) for name, shown in result.artifacts.items()},
             "skipped": result.skipped,
             "started": dt.datetime.fromtimestamp(started, dt.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - started, 1),
@@ -308,6 +364,24 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
         summary = f"skipped: {result.skipped}" if result.skipped else _short(record["counts"])
         console.print(f"[bold]{stage.name}[/bold]: {summary} in {record['seconds']:.0f} s")
         return record
+
+
+def run_nodes(stage: Stage, config: Config, root: str) -> None:
+    """Have the machines of a cluster do a stage's work below `root`, unless it is already done.
+
+    Raises `ArtifactError` where they are done and the record is not there.
+    """
+    store = storage_for(root)
+    key = stage_key(stage, config, gather_input_keys(stage, store))
+    if (read_record(store, stage.folder) or {}).get("key") == key:
+        return
+    importlib.import_module(f"components.{stage.name}.trainjob").launch(config, root, key)
+    found = (read_record(store, stage.folder) or {}).get("key")
+    if found != key:
+        raise ArtifactError(
+            f"{store.uri}/{stage.folder}: the nodes are done, and left the key {found}, expected {key};"
+            " their image must hold the same code as this program"
+        )
 
 
 def run_shard(stage: Stage, config: Config, root: str, shard: Shard) -> None:
@@ -538,30 +612,42 @@ def git_commit() -> str | None:
 def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, record: Mapping[str, Any]) -> None:
     """Tell Kubeflow where the output is and what it measures.
 
-    The artifact is passed by reference: its uri is the stage's folder below the root.
+    Artifacts are passed by reference: their URI is the stage's folder below the root, or what the record says of them.
     """
-    outputs = message.get("outputs", {})
-    artifacts: dict[str, Any] = {}
-    for name, listed in outputs.get("artifacts", {}).items():
+    artifacts = {}
+    for name, listed in message.get("outputs", {}).get("artifacts", {}).items():
         artifact = dict(listed["artifacts"][0])
+        shown = record["artifacts"].get(name, {"metadata": {}, "place": None})
         if name == "metrics":
-            artifact["metadata"] = dict(record["metrics"])
+            artifact["metadata"] = _finite(record["metrics"])
         else:
-            page = next((file for file in stage.at_root if file.endswith(".html")), None)
-            shown = page if "HTML" in str(artifact.get("type")) and page else stage.folder
-            artifact["uri"] = f"{root.rstrip('/')}/{shown}"
-            artifact["metadata"] = {"key": record["key"], **_flat(record["counts"])}
+            place = shown["place"] or stage.folder
+            absolute = is_remote(place) or Path(place).is_absolute()
+            artifact["uri"] = place if absolute else f"{root.rstrip('/')}/{place}"
+            about = {"key": record["key"], "git_commit": record["git_commit"], **_flat(record["counts"])}
+            # Kubeflow draws a ClassificationMetrics from all that is in it
+            classified = "ClassificationMetrics" in json.dumps(artifact.get("type", {}))
+            artifact["metadata"] = _finite(shown["metadata"] if classified else {**about, **shown["metadata"]})
         artifacts[name] = {
             "artifacts": [{k: artifact[k] for k in ("name", "uri", "metadata", "type") if k in artifact}]
         }
-    values = dict(record["outputs"])
+    say_to_kubeflow(message, record["outputs"], artifacts)
+
+
+def say_to_kubeflow(
+    message: Mapping[str, Any], parameters: Mapping[str, Any], artifacts: Mapping[str, Any] | None = None
+) -> None:
+    """Write the output parameters, each into the file that the message names, and the ExecutorOutput."""
+    outputs = message.get("outputs", {})
     for name, place in outputs.get("parameters", {}).items():
-        path = Path(place["outputFile"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(values[name], encoding="utf-8")
-    target = Path(outputs["outputFile"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"artifacts": artifacts, "parameterValues": values}), encoding="utf-8")
+        value = parameters[name]
+        _write(Path(place["outputFile"]), value if isinstance(value, str) else json.dumps(value))
+    _write(Path(outputs["outputFile"]), json.dumps({"artifacts": artifacts or {}, "parameterValues": dict(parameters)}))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # kfp's local runners do not
+    path.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -591,6 +677,15 @@ def _flat(counts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without None and without numbers that JSON has no words for: Kubeflow refuses the whole message otherwise."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def _short(counts: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sr_core.errors import ConfigError
 
@@ -21,8 +21,18 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Box = tuple[float, float, float, float]
 SplitName = Literal["train", "val", "test"]
 BandName = Literal["blue", "green", "red", "nir"]
+S3Address = Annotated[str, Field(pattern=r"^s3://[^/]+")]
 AssetName = Literal["blue", "green", "red", "nir", "scl"]
 PerBand = Annotated[float, Field(gt=0)] | dict[BandName, Annotated[float, Field(gt=0)]]
+
+
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SecretKey = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+$")]
+Quantity = Annotated[
+    str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", coerce_numbers_to_str=True)
+]
+"""An amount as Kubernetes writes it: 500m, 8, 32Gi."""
 
 
 class Section(BaseModel):
@@ -189,6 +199,10 @@ class Preparation(Section):
     executor: Literal["processes", "ray"] = Field(
         "processes", description="where: processes of this machine, or the Ray cluster that RAY_ADDRESS names"
     )
+    patches_per_shard: int = Field(
+        64, ge=1, description="in Kubeflow, so many patches are a shard, a container of its own; fewer need none"
+    )
+    max_shards: int = Field(16, ge=1, le=1000, description="in Kubeflow, never more shards than this; they grow")
 
 
 class CloudShadowFilter(Section):
@@ -339,6 +353,9 @@ class TrainHRN(Section):
     processes: int = Field(
         1, ge=1, le=64, description="processes of one machine that share each batch, one a GPU or some cores each"
     )
+    nodes: int = Field(
+        1, ge=1, le=64, description="machines with so many processes each; above 1: a Kubeflow TrainJob, see `trainjob`"
+    )
     seed: int = Field(0, ge=0, description="of the weights, the batches and the augmentation")
     wandb_project: str = Field("subpixel", description="Weights & Biases project of the curves")
 
@@ -349,10 +366,54 @@ class TrainHRN(Section):
         return self
 
 
+class Toleration(Section):
+    """A taint of machines that does not keep a pod away, as Kubernetes has it."""
+
+    key: str | None = Field(None, description="of the taint; none: every taint")
+    operator: Literal["Exists", "Equal"] = Field("Exists", description="whether the taint's value counts")
+    value: str | None = Field(None, description="of the taint, with `Equal`")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="none: all effects")
+
+
+class TrainJob(Section):
+    """Where the nodes of a training run that has several: a TrainJob of Kubeflow Trainer v2. Results do not depend on
+    it."""
+
+    namespace: KubernetesName | None = Field(None, description="none: that of this pod, or of the kubeconfig's context")
+    runtime: str = Field("torch-distributed", description="TrainingRuntime or ClusterTrainingRuntime, of PyTorch")
+    image: str | None = Field(None, description="of the nodes: that of train_hrn; none: the one of this pod")
+    service_account: KubernetesName | None = Field(None, description="of the nodes' pods; none: that of this pod")
+    resources: dict[str, Quantity] = Field(
+        default_factory=dict,
+        description="of each node, requested and at most: cpu, memory, nvidia.com/gpu; none: the runtime's",
+    )
+    shared_memory: Quantity | None = Field(None, description="size of each node's /dev/shm, such as 8Gi; none: 64 MiB")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="labels of the machines")
+    tolerations: tuple[Toleration, ...] = Field((), description="taints of the machines")
+    secrets: dict[EnvironmentName, SecretKey] = Field(
+        default_factory=dict, description="environment variable: `secret/key`, beside those of this pod"
+    )
+    environment: dict[EnvironmentName, str] = Field(
+        default_factory=dict, description="variables of the nodes that are no secret, such as NCCL_DEBUG"
+    )
+    volumes: dict[KubernetesName, Path] = Field(
+        default_factory=dict, description="volume claim: where the nodes mount it, for a root that is not in S3"
+    )
+    time_limit_h: float | None = Field(
+        None, gt=0, description="hours after which the cluster ends the job; none: never"
+    )
+    restarts: int = Field(2, ge=0, le=100, description="a node that crashes more often ends the job")
+
+
 class Evaluate(Section):
     border_px: int = Field(4, ge=0, description="high-resolution pixels left out at each side of a sample")
     max_shift_px: int = Field(3, ge=0, le=8, description="shift search of cPSNR, +- high-resolution pixels")
     gallery: int = Field(6, ge=0, le=50, description="samples shown side by side in the report")
+    min_gain_db: float = Field(
+        0.1,
+        description="the verdict is `better` from this gain over every baseline on, dB, in PSNR and in cPSNR;"
+        " only such a model is packaged and published",
+    )
 
 
 class Delineate(Section):
@@ -379,6 +440,16 @@ class Package(Section):
         "subpixel", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]*$", description="name of the archive and of the served model"
     )
     version: str = Field("1.0", pattern=r"^[0-9]+(\.[0-9]+)*$", description="version of the served model")
+    publish_to: S3Address | Path | None = Field(
+        None, description="folder or s3://bucket/prefix that promoted models are published in; none: nowhere"
+    )
+
+    @field_validator("publish_to")
+    @classmethod
+    def _folder_or_s3(cls, value: str | Path | None) -> str | Path | None:
+        if isinstance(value, Path) and value.parts[:1] and value.parts[0].endswith(":"):
+            raise ValueError("expected a folder or s3://bucket/prefix")
+        return value
 
 
 class SuperResolve(Section):
@@ -408,6 +479,7 @@ class Config(Section):
     normalize: Normalize = Field(default_factory=lambda: Normalize())
     quality_gate: QualityGate = Field(default_factory=lambda: QualityGate())
     train_hrn: TrainHRN = Field(default_factory=lambda: TrainHRN())
+    trainjob: TrainJob = Field(default_factory=lambda: TrainJob())
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
     delineate: Delineate = Field(default_factory=lambda: Delineate())
     package: Package = Field(default_factory=lambda: Package())

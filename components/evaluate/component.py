@@ -14,6 +14,7 @@ def evaluate(
     model: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    verdict: dsl.OutputPath(str),
 ):
     """Compare the model with bicubic and the temporal mean on test samples.
 
@@ -25,5 +26,6 @@ def evaluate(
         model: bundle of the train_hrn stage.
         evaluation: metrics, per-sample table and gallery.
         metrics: scalars of this stage.
+        verdict: "better" or "not_better".
     """
     return stage_container("evaluate")

@@ -2,16 +2,15 @@
 
 import pytest
 
-from components.documentation import readme
-from components.stage import STAGES
+from components.documentation import COMPONENTS, readme
 from sr_core.config import Config, Section, load_config
 from tests.conftest import REPOSITORY
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_readme_of_a_stage_is_up_to_date(stage):
-    written = (REPOSITORY / "components" / stage / "README.md").read_text(encoding="utf-8")
-    assert written == readme(stage), "run `python -m components.documentation`"
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_readme_of_a_component_is_up_to_date(component):
+    written = (REPOSITORY / "components" / component / "README.md").read_text(encoding="utf-8")
+    assert written == readme(component), "run `python -m components.documentation`"
 
 
 @pytest.mark.parametrize("name", ["demo", "okavango", "belgium", "my-field", "country"])
@@ -23,8 +22,8 @@ def test_readme_names_the_two_commands_and_existing_files():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     first_screen = "\n".join(text.splitlines()[:40])
     assert "make demo" in first_screen and "make test" in first_screen
-    for stage in STAGES:
-        assert f"components/{stage}/README.md" in text
+    for component in COMPONENTS:
+        assert f"components/{component}/README.md" in text
 
 
 def undescribed(section: type[Section], prefix: str = "") -> list[str]:

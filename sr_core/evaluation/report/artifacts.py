@@ -27,11 +27,13 @@ STAGES = {
     "evaluate": "Evaluation",
     "delineate": "Field delineation",
     "package": "Model archive",
+    "publish": "Publication",
     "super_resolve": "Super-resolution",
 }
 """Stages in the order of the graph, with the names the page gives them."""
 
-BEHIND_THE_GATE = ("train_hrn", "evaluate", "delineate", "package")
+BEHIND_THE_GATE = ("train_hrn", "evaluate", "delineate", "package", "publish")
+BEHIND_THE_VERDICT = ("package", "publish")
 
 State = Literal["done", "skipped", "outdated", "missing"]
 
@@ -235,6 +237,11 @@ def _why_missing(name: str, stages: Mapping[str, StageRun], folders: Mapping[str
         path = gate.folder / "gate.json"
         if path.is_file() and read_json(path)["verdict"] != "pass":
             return "did not run: the samples failed the quality gate"
+    evaluation = stages.get("evaluate")
+    if name in BEHIND_THE_VERDICT and evaluation and evaluation.state == "done" and evaluation.folder:
+        found = read_json(evaluation.folder / "metrics.json")
+        if found.get("verdict") == "not_better":
+            return f"did not run: the model was not promoted, its gain of {found['gain_db']:+.2f} dB is too small"
     return "did not run"
 
 
