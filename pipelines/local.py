@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class StageFailedError(SubpixelError):
 class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
     """Runs a container component's command as a process of this Python, on this terminal."""
 
-    failures: list[StageFailedError] = []  # noqa: RUF012 - shared on purpose: kfp makes an instance a task
+    failures: dict[tuple[str, ...], StageFailedError] = {}  # noqa: RUF012 - shared: kfp makes an instance a task
+    """Of each command that has not succeeded since."""
 
     def validate_image(self, image: str) -> None:
         """Any image will do: the process runs in this environment."""
@@ -56,6 +58,8 @@ class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
         """Container components are what this runner is for."""
 
     def run(self) -> status.Status:
+        if any(interrupted(failure) for failure in self.failures.values()):
+            return status.Status.FAILURE  # a shard that waited for its turn when Ctrl-C came
         interpreter = {"python": sys.executable, "python3": sys.executable}
         command = [interpreter.get(part, part) for part in self.full_command]
         process = subprocess.Popen(command, env={**os.environ, **self.env_vars}, preexec_fn=_die_with_parent)
@@ -65,8 +69,9 @@ class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
             # the terminal has sent Ctrl-C to the stage as well: let it finish its sentence
             exit_status = process.wait()
         if exit_status == 0:
+            self.failures.pop(tuple(command), None)
             return status.Status.SUCCESS
-        self.failures.append(StageFailedError(_module(command), exit_status))
+        self.failures[tuple(command)] = StageFailedError(_module(command), exit_status)
         return status.Status.FAILURE
 
 
@@ -80,14 +85,21 @@ def run_locally(pipeline: Callable[..., Any], config_json: str, root: str) -> No
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=False)
         logging.disable(logging.WARNING)
         try:
-            pipeline(config=config_json, root=root)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*no effect in the current local runner.*")  # what a cluster gives
+                pipeline(config=config_json, root=root)
         finally:
             logging.disable(logging.NOTSET)
     if StageProcess.failures:
-        failure = StageProcess.failures[0]
-        if failure.exit_status in (INTERRUPTED, -signal.SIGINT):
+        failure = next(iter(StageProcess.failures.values()))
+        if interrupted(failure):
             raise KeyboardInterrupt
         raise failure
+
+
+def interrupted(failure: StageFailedError) -> bool:
+    """Whether a stage ended because of Ctrl-C."""
+    return failure.exit_status in (INTERRUPTED, -signal.SIGINT)
 
 
 @contextlib.contextmanager

@@ -50,9 +50,10 @@ def run(config: ConfigFile, out: Out = None) -> None:
 
     What an earlier run has finished is kept; after Ctrl-C the same command continues.
     """
-    from pipelines.inference import inference_pipeline
+    from pipelines.inference import inference_graph
     from pipelines.local import StageFailedError, run_locally
-    from pipelines.training import training_pipeline
+    from pipelines.platform import LOCAL
+    from pipelines.training import training_graph
 
     loaded = load_config(config, os.environ)
     root = out or f"artifacts/{loaded.name}"
@@ -60,9 +61,9 @@ def run(config: ConfigFile, out: Out = None) -> None:
         root = str(Path(root).resolve())
     with only_run(root):
         try:
-            run_locally(training_pipeline, loaded.model_dump_json(), root)
+            run_locally(training_graph(LOCAL), loaded.model_dump_json(), root)
             _stop_at_failed_gate(root)
-            run_locally(inference_pipeline, loaded.model_dump_json(), root)
+            run_locally(inference_graph(LOCAL), loaded.model_dump_json(), root)
         except StageFailedError as failure:
             console.print(f"[red]stopped[/red]: {failure}; finished stages are kept below {root}")
             raise typer.Exit(1) from None
@@ -187,6 +188,12 @@ def _show_result(name: str, root: str) -> None:
         console.print(f"{label + ':':<9} {root}/{place}", markup=False)
 
 
+def _known_graph(name: str) -> str:
+    if name not in ("training", "inference"):
+        raise typer.BadParameter(f"found {name!r}, expected training or inference")
+    return name
+
+
 def here(folder: Path) -> Path:
     """The folder, absolute. Raises `typer.BadParameter` for a place in S3: links and locks need a file system."""
     if folder.parts[0] == "s3:":
@@ -251,21 +258,76 @@ def bundle(
     console.print(f"bundle: {folder}", markup=False)
 
 
+Graph = Annotated[
+    str, typer.Option("--graph", metavar="GRAPH", help="Which graph: training or inference.", callback=_known_graph)
+]
+PlatformFile = Annotated[
+    Path | None,
+    typer.Option("--platform", metavar="FILE", help="Images, resources, GPUs, secrets; see examples/kubeflow."),
+]
+
+
 @app.command("compile")
-def compile_graphs(
-    folder: Annotated[Path, typer.Argument(help="Folder that the two YAML files are written to.")] = Path("build"),
+def compile_run(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the IR YAML goes.")],
+    graph: Graph = "training",
+    platform: PlatformFile = None,
+    root: Annotated[
+        str, typer.Option("--root", help="Default of the parameter `root`, such as s3://bucket/prefix.")
+    ] = "",
 ) -> None:
-    """Compile the training and inference graphs to Kubeflow's IR YAML."""
-    from kfp.compiler import Compiler
+    """Compile a graph to Kubeflow's IR YAML, with CONFIG as the default of its parameter `config`."""
+    from pipelines.platform import load_platform
+    from pipelines.submission import compile_graph
 
-    from pipelines.inference import inference_pipeline
-    from pipelines.training import training_pipeline
+    compile_graph(graph, load_platform(platform), out, load_config(config, os.environ), root)
+    console.print(f"{out}", markup=False)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, graph in (("training", training_pipeline), ("inference", inference_pipeline)):
-        target = folder / f"{name}.yaml"
-        Compiler().compile(graph, str(target))
-        console.print(f"{target}", markup=False)
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", metavar="URL", envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API.")
+    ],
+    root: Annotated[
+        str | None, typer.Option("--root", metavar="S3", help="Where artifacts go: s3://bucket/prefix.")
+    ] = None,
+    graph: Graph = "training",
+    platform: PlatformFile = None,
+    experiment: Annotated[str, typer.Option("--experiment", help="Experiment that the run belongs to.")] = "subpixel",
+    name: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="Name of the run.  [default: NAME-GRAPH]")
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="Namespace of the profile, where Kubeflow has several users.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run; the exit status is 1 where it fails.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Follow the run, then show its figures, read from --root.")
+    ] = False,
+) -> None:
+    """Run a graph on a Kubeflow Pipelines endpoint.
+
+    A token is read from KF_PIPELINES_TOKEN, or from the file that KF_PIPELINES_SA_TOKEN_PATH names.
+    """
+    from pipelines.platform import load_platform
+    from pipelines.submission import Endpoint, check
+
+    loaded, where = load_config(config, os.environ), load_platform(platform)
+    place = check(loaded, root, where)
+    server = Endpoint(endpoint, namespace)
+    run = server.submit(graph, loaded, place, where, experiment, name or f"{loaded.name}-{graph}")
+    console.print(f"run {run.id}: {run.link}", markup=False)
+    if wait or report:
+        try:
+            server.wait(run, lambda line: console.print(line, markup=False))
+        except KeyboardInterrupt:
+            console.print("[yellow]no longer followed[/yellow]; the run goes on: " + run.link)
+            raise typer.Exit(130) from None
+    if report:
+        _show_result(loaded.name, place)
 
 
 def _stage_command(name: str) -> Callable[..., None]:
@@ -332,6 +394,7 @@ STAGE_HELP = {
     "evaluate": "Compare the model with bicubic and the temporal mean on test samples.",
     "delineate": "Field delineation on bicubic and on super-resolved images.",
     "package": "Build the TorchServe archive.",
+    "publish": "Publish the model and its archive to package.publish_to.",
     "super_resolve": "Super-resolve every clear date into cloud-optimised GeoTIFFs.",
     "report": "Write report.html and metrics.json of what has been reached.",
 }
