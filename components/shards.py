@@ -6,6 +6,7 @@ result, only when it is there.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -59,6 +60,7 @@ def each_patch(
     """
     if not patches:
         return []
+    leave_errors_to_us()
     task = EONode(PatchTask(function, context.config, context.inputs, context.output))
     workflow = EOWorkflow([task, EONode(OutputTask(RESULT), inputs=[task])])
     more = {} if given is None else {patch: (given[patch],) for patch in patches}
@@ -159,12 +161,18 @@ def become_worker() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    leave_errors_to_us()
 
     def watch() -> None:
         parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def leave_errors_to_us() -> None:
+    """eo-learn logs the stack of every error, also of those that the stage explains in a sentence."""
+    logging.getLogger("eolearn.core.eoworkflow").setLevel(logging.CRITICAL)
 
 
 @contextmanager

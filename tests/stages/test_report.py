@@ -22,7 +22,11 @@ def test_page_and_numbers_lie_at_the_root_and_nothing_half_written_beside_them(t
     assert run(tmp_path, config) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["evaluation"]["test"]["n_samples"] == 72
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"report.html", "metrics.json"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "report.html",
+        "metrics.json",
+        ".report.lock",
+    }
     record = json.loads((tmp_path / "report" / "run.json").read_text())
     assert record["counts"] == {"stages_done": 9}
     assert record["metrics"]["psnr_sr"] == metrics["evaluation"]["test"]["psnr"]["sr"]

@@ -214,10 +214,10 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, real):
 
 def test_a_second_signal_ends_the_program():
     with noted_signals() as noted:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert noted == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
