@@ -27,3 +27,7 @@ class ArtifactError(SubpixelError):
 
 class StorageError(SubpixelError):
     """Local folder or S3 prefix cannot be read or written."""
+
+
+class ClusterError(SubpixelError):
+    """A Kubernetes cluster cannot be reached, refuses what was asked, or what it runs has failed."""

@@ -9,6 +9,9 @@ Several processes, one a GPU or a few CPU cores each, share the batches: as many
 torchrun starts:
 
     torchrun --standalone --nproc-per-node 2 -m components.train_hrn --config run.yaml --root artifacts/run
+
+With `train_hrn.nodes` above 1 this program launches a TrainJob of Kubeflow Trainer v2 instead, as section `trainjob` of
+the configuration says, and waits for it; docs/several-nodes.md tells what a cluster needs for that.
 """
 
 import hashlib
@@ -40,9 +43,10 @@ def work(context: Context) -> Result:
     """Train HighRes-Net and write the model bundle; of several processes the first alone writes."""
     settings = context.config.train_hrn
     workers = Workers(*torchrun_numbers())
-    if settings.processes not in (1, workers.world):
+    if settings.nodes * settings.processes not in (1, workers.world):
         raise ConfigError(
-            f"train_hrn.processes: found {settings.processes}, but {workers.world} started; run train_hrn as a program"
+            f"train_hrn.processes: found {settings.processes} on each of {settings.nodes} nodes, but {workers.world}"
+            " started in all; run train_hrn as a program"
         )
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
