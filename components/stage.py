@@ -145,7 +145,8 @@ class Stage:
     at_root: tuple[str, ...] = ()
     """Files that it writes at the root itself."""
     by_torchrun: bool = False
-    """Whether torchrun may start several processes of it, which share the work."""
+    """Whether torchrun may start several processes of it, which share the work; its program has then a
+    `launch(config, root, key)`, which has several machines do it."""
     by_patch: bool = False
     """Whether its program has a `share(context, shard)`, which writes what is made of a shard's patches alone and
     returns how many there are."""
@@ -246,7 +247,14 @@ def program(
     )
     if by_patch:
         parser.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the patches, from 1")
+    parser.add_argument(
+        "--self-test", action="store_true", help="import all that the program can need, say the versions, and end"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.self_test:
+        from components.self_test import self_test
+
+        return self_test(name)
     try:
         message = json.loads(arguments.executor_input) if arguments.executor_input else {}
         given = {key: value for key, value in vars(arguments).items() if value}
@@ -375,7 +383,7 @@ def run_nodes(stage: Stage, config: Config, root: str) -> None:
     key = stage_key(stage, config, gather_input_keys(stage, store))
     if (read_record(store, stage.folder) or {}).get("key") == key:
         return
-    importlib.import_module(f"components.{stage.name}.trainjob").launch(config, root, key)
+    stage.program().launch(config, root, key)
     found = (read_record(store, stage.folder) or {}).get("key")
     if found != key:
         raise ArtifactError(
@@ -612,9 +620,12 @@ def git_commit() -> str | None:
 def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, record: Mapping[str, Any]) -> None:
     """Tell Kubeflow where the output is and what it measures.
 
-    Artifacts are passed by reference: their URI is the stage's folder below the root, or what the record says of them.
+    Kubeflow's launcher uploads each artifact to a URI of its own and brings it to every pod that takes it as input; it
+    fails where an artifact names another URI. So what it gets is small: a page, or a file that says where the stage's
+    folder is, as the metadata do (`place`). The stages themselves find it below the root.
     """
     artifacts = {}
+    store = storage_for(root)
     for name, listed in message.get("outputs", {}).get("artifacts", {}).items():
         artifact = dict(listed["artifacts"][0])
         shown = record["artifacts"].get(name, {"metadata": {}, "place": None})
@@ -623,15 +634,24 @@ def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, r
         else:
             place = shown["place"] or stage.folder
             absolute = is_remote(place) or Path(place).is_absolute()
-            artifact["uri"] = place if absolute else f"{root.rstrip('/')}/{place}"
-            about = {"key": record["key"], "git_commit": record["git_commit"], **_flat(record["counts"])}
-            # Kubeflow draws a ClassificationMetrics from all that is in it
-            classified = "ClassificationMetrics" in json.dumps(artifact.get("type", {}))
+            uri = place if absolute else f"{root.rstrip('/')}/{place}"
+            about = {"place": uri, "key": record["key"], "git_commit": record["git_commit"], **_flat(record["counts"])}
+            # Kubeflow draws a ClassificationMetrics from all that is in it, and keeps no file of it
+            kind = json.dumps(artifact.get("type", {}))
+            classified = "ClassificationMetrics" in kind
             artifact["metadata"] = _finite(shown["metadata"] if classified else {**about, **shown["metadata"]})
+            if not classified:
+                page = store.read(place) if "system.HTML" in kind else None
+                _write(mounted(artifact["uri"]), json.dumps({"place": uri}) if page is None else page.decode())
         artifacts[name] = {
             "artifacts": [{k: artifact[k] for k in ("name", "uri", "metadata", "type") if k in artifact}]
         }
     say_to_kubeflow(message, record["outputs"], artifacts)
+
+
+def mounted(uri: str) -> Path:
+    """Where Kubeflow's launcher expects the content of an artifact: s3://bucket/key is /s3/bucket/key in a pod."""
+    return Path(re.sub(r"^(s3|minio|gs)://", lambda scheme: f"/{'gcs' if scheme[1] == 'gs' else scheme[1]}/", uri))
 
 
 def say_to_kubeflow(

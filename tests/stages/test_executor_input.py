@@ -3,7 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+from kfp.dsl import Artifact
+
+from components.stage import mounted
 from tests.stages.tiny import TINY, write_config
 
 SMALL = TINY.replace("bbox: [682240, 6134400, 684160, 6135680]", "bbox: [682240, 6134400, 682880, 6135040]")
@@ -22,7 +27,11 @@ def test_by_hand_and_by_kubeflow_are_the_same(tmp_path):
     from sr_core.config import load_config
 
     root, output = tmp_path / "kubeflow", tmp_path / "messages" / "executor_output.json"
-    artifact = {"name": "patches", "uri": "ignored", "type": {"schemaTitle": "system.Dataset"}}
+    artifact = {
+        "name": "patches",
+        "uri": str(tmp_path / "artifacts" / "patches"),
+        "type": {"schemaTitle": "system.Dataset"},
+    }
     metrics = {"name": "metrics", "uri": str(tmp_path / "metrics"), "type": {"schemaTitle": "system.Metrics"}}
     message = {
         "inputs": {"parameterValues": {"config": load_config(config).model_dump_json(), "root": str(root)}},
@@ -40,4 +49,14 @@ def test_by_hand_and_by_kubeflow_are_the_same(tmp_path):
     files = {path.relative_to(tmp_path / "hand") for path in (tmp_path / "hand" / "patches").rglob("*.npy.gz")}
     assert files and all((root / path).is_file() for path in files)
     said = json.loads(output.read_text())["artifacts"]["patches"]["artifacts"][0]
-    assert said["uri"] == f"{root}/patches" and said["metadata"]["key"] == kubeflow["key"]
+    assert said["uri"] == artifact["uri"], "Kubeflow uploads what is there, and nowhere else"
+    assert said["metadata"]["place"] == f"{root}/patches" and said["metadata"]["key"] == kubeflow["key"]
+    assert json.loads((tmp_path / "artifacts" / "patches").read_text()) == {"place": f"{root}/patches"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [("s3://b/k", "/s3/b/k"), ("minio://b/k", "/minio/b/k"), ("gs://b/k", "/gcs/b/k"), ("/here/k", "/here/k")],
+)
+def test_an_artifact_lies_where_the_launcher_of_kubeflow_mounts_it(uri, path):
+    assert mounted(uri) == Path(path) == Path(Artifact(uri=uri).path)
