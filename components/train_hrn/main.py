@@ -95,6 +95,13 @@ def work(context: Context) -> Result:
     )
 
 
+def launch(config: Config, root: str, key: str) -> None:
+    """Train on the nodes of a cluster; raises what `components.train_hrn.trainjob.launch` does."""
+    from components.train_hrn import trainjob  # the SDK of Kubeflow, which one machine does not need
+
+    trainjob.launch(config, root, key)
+
+
 def fingerprint(config: Config) -> str | None:
     """Changes when the perceptual network that the configuration names does."""
     folder = config.train_hrn.perceptual_network

@@ -75,8 +75,8 @@ POLL_S = 5.0
 STUCK_S = 120.0
 UNREACHABLE_S = 300.0
 """How long the API server may be away while a job runs."""
-GONE_S = 120.0
-"""How long a deleted job may take to go."""
+BEGIN_S = 120.0
+"""How long the API server may refuse a new job for the time being, or an earlier one take to go."""
 LAST_LINES = 20
 REQUEST_TIMEOUT_S = 30.0
 
@@ -311,7 +311,7 @@ class Cluster:
         """Create the job, or adopt the one of this training that is at work; a finished one is replaced."""
         name = job["metadata"]["name"]
         where = f"TrainJob {self.namespace}/{name}"
-        limit = time.monotonic() + GONE_S
+        limit = time.monotonic() + BEGIN_S
         while True:
             try:
                 with explained(where):
@@ -320,6 +320,12 @@ class Cluster:
                     )
                 say(f"{where}: {job['spec']['trainer']['numNodes']} nodes of {job['spec']['trainer']['image']}")
                 return
+            except AwayError as error:  # as while Trainer's webhook starts; had the job been made, it will be found
+                if time.monotonic() > limit:
+                    raise
+                say(str(error))
+                time.sleep(POLL_S)
+                continue
             except ExistsError:
                 found = self.job(name)
             if found is not None and "deletionTimestamp" not in found["metadata"]:

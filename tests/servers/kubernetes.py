@@ -124,6 +124,8 @@ class Kubernetes:
     deleted: list[str] = field(default_factory=list)
     has_trainer: bool = True
     may_create: bool = True
+    no_webhook: int = 0
+    """So many of the next jobs cannot be admitted, since Trainer's webhook does not answer."""
     runtimes: tuple[str, ...] = ("torch-distributed",)
     away: int = 0
     """So many of the next requests are answered with 503."""
@@ -305,6 +307,9 @@ class Handler(BaseHTTPRequestHandler):
         if not cluster.may_create:
             message = f'{resource} is forbidden: User "system:serviceaccount:team:runner" cannot create resource'
             self.answer(403, status(403, "Forbidden", message))
+        elif cluster.no_webhook:
+            cluster.no_webhook -= 1
+            self.answer(500, status(500, "InternalError", "Internal error occurred: failed calling webhook"))
         elif complaints := admit(job):
             self.answer(422, status(422, "Invalid", f"admission webhook denied the request: {complaints}", name))
         else:

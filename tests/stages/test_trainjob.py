@@ -285,6 +285,21 @@ def test_the_api_server_may_be_away_for_a_while(cluster, capsys):
     assert cluster.deleted
 
 
+def test_a_webhook_that_is_starting_is_waited_for(cluster, capsys):
+    cluster.on_create = finish
+    cluster.no_webhook = 2
+    launch(config(), ROOT, KEY)
+    assert capsys.readouterr().err.count("answered 500: Internal error occurred: failed calling webhook") == 2
+    assert len(cluster.created) == 1
+
+
+def test_a_job_that_the_cluster_finds_wrong_is_not_tried_again(cluster):
+    unheard_of = config({"environment": {"PET_NNODES": "3"}})
+    with pytest.raises(ClusterError, match=r"answered 422: admission webhook denied .* invalid envs configured"):
+        launch(unheard_of, ROOT, KEY)
+    assert [method for method, _ in cluster.requests].count("POST") == 1
+
+
 def test_a_failed_job_names_the_node_that_failed_first_and_its_last_lines(cluster):
     def fail(cluster: Kubernetes, name: str) -> None:
         def ended(at: str) -> dict:
