@@ -15,6 +15,8 @@ def delineate(
     model: dsl.Input[dsl.Model],
     delineation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    extent: dsl.Output[dsl.ClassificationMetrics],
+    boundary: dsl.Output[dsl.ClassificationMetrics],
 ):
     """Train field delineation on bicubic and on super-resolved images and compare them.
 
@@ -27,5 +29,7 @@ def delineate(
         model: bundle of the train_hrn stage.
         delineation: metrics, polygons and gallery.
         metrics: scalars of this stage.
+        extent: pixels of fields on super-resolved images against the reference, confusion and ROC.
+        boundary: pixels of field borders, the same.
     """
     return stage_container("delineate")

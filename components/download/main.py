@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from components.shards import each_patch
-from components.stage import STAGES, WHOLE, Context, Result, Shard, working_key
+from components.stage import STAGES, WHOLE, Context, Result, Shard, Shown, working_key
 from sr_core.config import Config, Grid, parse_config
 from sr_core.errors import AreaError, DataError
 from sr_core.patches import EOPatch, Patch, make_patch, part_path, plan_patches, save_part, write_index
@@ -49,7 +49,8 @@ def work(context: Context) -> Result:
         "vhr_acquisitions": sum(dates_of(part_path(context.output, patch, "vhr")) for patch in kept),
         "left_out": {"not_covered": outside, "nodata": len(patches) - len(kept)},
     }
-    return Result(counts)
+    about = {"source": config.source.kind, "regions": ", ".join(sorted({patch.region for patch in kept}))}
+    return Result(counts, artifacts={"patches": Shown(about)})
 
 
 def share(context: Context, shard: Shard) -> int:

@@ -10,7 +10,7 @@ neither registration nor a forgiven bias alone makes a model better.
 
 import json
 
-from components.stage import STAGES, Context, Result
+from components.stage import STAGES, Context, Result, Shown
 from sr_core.evaluation.evaluate import METRICS, evaluate, smallest_gain, summary, write_gallery
 from sr_core.models.bundle import load_bundle
 from sr_core.models.normalization import read_places
@@ -42,6 +42,7 @@ def work(context: Context) -> Result:
         counts={"samples": test["n_samples"]},
         metrics=scores | {"win_rate_vs_bicubic": test["win_rate_vs_bicubic"], "gain_db": gain},
         parameters={"verdict": verdict},
+        artifacts={"evaluation": Shown({"verdict": verdict, "gain_db": gain, "min_gain_db": settings.min_gain_db})},
     )
 
 

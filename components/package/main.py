@@ -6,7 +6,7 @@ before it serves. `archive.json` beside it names its digest, sizes and the versi
 
 from typing import Any
 
-from components.stage import STAGES, Context, Result
+from components.stage import STAGES, Context, Result, Shown
 from serving.archive import build_archive, sources
 from sr_core.config import Config
 
@@ -15,8 +15,10 @@ def work(context: Context) -> Result:
     """Build the TorchServe archive of the model bundle."""
     settings = context.config.package
     built = build_archive(context.inputs["train_hrn"], context.output, settings.model_name, settings.version)
+    about = {key: built[key] for key in ("model_name", "version", "sha256")}
     return Result(
-        counts={"files": len(built["files"]), "bytes": built["bytes"]}, metrics={"archive_bytes": built["bytes"]}
+        counts={"files": len(built["files"]), "bytes": built["bytes"]},
+        artifacts={"archive": Shown({"framework": "TorchServe", **about})},
     )
 
 

@@ -13,6 +13,7 @@ def quality_gate(
     masks: dsl.Input[dsl.Dataset],
     normalization: dsl.Input[dsl.Dataset],
     samples: dsl.Output[dsl.Dataset],
+    page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
     verdict: dsl.OutputPath(str),
 ):
@@ -25,6 +26,7 @@ def quality_gate(
         masks: masks of the cloud_shadow_filter stage.
         normalization: statistics of the normalize stage.
         samples: sample store and table, with the gate's report.
+        page: what was kept, what was dropped and why, with the gate's expectations.
         metrics: scalars of this stage.
         verdict: "pass" or "fail".
     """

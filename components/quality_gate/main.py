@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from components.shards import each_patch
-from components.stage import STAGES, WHOLE, Context, Result, Shard
+from components.stage import STAGES, WHOLE, Context, Result, Shard, Shown
 from sr_core import SCALE
 from sr_core.config import Config, QualityGate
 from sr_core.errors import DataError
@@ -59,7 +59,7 @@ def work(context: Context) -> Result:
     """Cut samples, score and filter them, and validate the set."""
     # read when Great Expectations is imported; versions that send usage statistics stay silent
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
-    from sr_core.quality.gate import run_gate
+    from sr_core.quality.gate import PAGE, run_gate
 
     config = context.config.quality_gate
     plan = plan_work(context)
@@ -83,7 +83,11 @@ def work(context: Context) -> Result:
         "kept": counts["kept"],
         **{f"dropped_{reason}": number for reason, number in counts["dropped"].items()},
     }
-    return Result(counts, metrics, {"verdict": verdict.verdict})
+    shown = {
+        "samples": Shown({"pairing": pairing, "gsd_m": gsd, "verdict": verdict.verdict}),
+        "page": Shown(place=f"{STAGE.folder}/{PAGE}"),
+    }
+    return Result(counts, metrics, {"verdict": verdict.verdict}, shown)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The report of a run: `report.html` and `metrics.json` of whatever stages have finished."""
 
-from components.stage import STAGES, Context, Result
+from components.stage import STAGES, Context, Result, Shown
 from sr_core.evaluation.report import read_run, write_report
 
 
@@ -13,6 +13,7 @@ def work(context: Context) -> Result:
     return Result(
         counts={f"stages_{state}": states.count(state) for state in dict.fromkeys(states)},
         metrics={f"psnr_{arm}": value for arm, value in psnr.items()},
+        artifacts={"page": Shown(place="report.html")},
     )
 
 

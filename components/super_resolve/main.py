@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.stage import STAGES, Context, Result
+from components.stage import STAGES, Context, Result, Shown
 from sr_core import BANDS, REFLECTANCE_SCALE
 from sr_core.config import Config, SuperResolve
 from sr_core.errors import DataError
@@ -101,6 +101,7 @@ def work(context: Context) -> Result:
     return Result(
         counts={"regions": len({entry["region"] for entry in entries}), "products": len(items), "of_them_kept": kept},
         metrics=metrics,
+        artifacts={"products": Shown({"collection": collection, "simulated": simulated, **provenance.tags()})},
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.stage import STAGES, Context, Result, git_commit, torchrun_numbers, versions
+from components.stage import STAGES, Context, Result, Shown, git_commit, torchrun_numbers, versions
 from sr_core.config import Config
 from sr_core.delineation.network import DESCRIPTION, WEIGHTS
 from sr_core.errors import ConfigError
@@ -92,6 +92,17 @@ def work(context: Context) -> Result:
     return Result(
         counts={"samples": counts, "steps": settings.steps, "best_step": trained.best_step, "parameters": parameters},
         metrics=trained.scores,
+        artifacts={
+            "model": Shown(
+                {
+                    "framework": "PyTorch",
+                    "frames": batches.frames,
+                    "gsd_m": store.gsd_m,
+                    "pairing": store.pairing,
+                    **trained.scores,
+                }
+            )
+        },
     )
 
 

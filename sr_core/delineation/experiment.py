@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -258,15 +258,16 @@ def compare(places: Sequence[Place], maker: ImageMaker, settings: Delineate, out
     """Train and measure every arm of `settings.arms`; write `<arm>.parquet`, `networks/<arm>/` and `gallery/` into
     `output`.
 
-    Returns `{"raster": {arm: scores}, "vector": {arm: scores}}`: of pixels Matthews' correlation of each head, of
-    parcels the mean errors of `sr_core.delineation.metrics` and the number of references. Work of an unfinished
-    experiment is kept in `output/.work` and continued.
+    Returns `{"raster": {arm: scores}, "vector": {arm: scores}, "pixels": {arm: {head: counts}}}`: of pixels Matthews'
+    correlation of each head, with the confusion (`tp`, `tn`, `fp`, `fn`) and the `roc` behind it, of parcels the mean
+    errors of `sr_core.delineation.metrics` and the number of references. Work of an unfinished experiment is kept in
+    `output/.work` and continued.
     """
     learning = [place for place in places if len(tile_corners(place.learns, settings.tile_px))]
     testing = [place for place in places if place.tests.any()]
     mean, std = training_statistics(learning, maker)
     gallery = Gallery(output / "gallery", [place.patch for place in testing][: settings.gallery])
-    result: dict[str, Any] = {"raster": {}, "vector": {}}
+    result: dict[str, Any] = {"raster": {}, "vector": {}, "pixels": {}}
     for arm in settings.arms:
         for place in track([*learning, *(place for place in testing if place not in learning)], f"{arm} images"):
             maker.images(arm, place)
@@ -282,6 +283,10 @@ def compare(places: Sequence[Place], maker: ImageMaker, settings: Delineate, out
             labels = judged.add(place, _predictions(network, images, settings), settings)
             gallery.add(arm, place.patch, images[-1], labels, place.labels, place.tests)
         result["raster"][arm], result["vector"][arm] = judged.raster.summary(), summarize(judged.parcels)
+        result["pixels"][arm] = {
+            head: {**asdict(confusion), "roc": judged.raster.roc(head)}
+            for head, confusion in judged.raster.heads.items()
+        }
         write_parcels(judged.polygons(), output / f"{arm}.parquet")
     gallery.finish()
     shutil.rmtree(output / WORK, ignore_errors=True)

@@ -51,19 +51,45 @@ class Confusion:
         return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(product)
 
 
+ROC_STEPS = 20
+"""Thresholds of the receiver operating characteristic: 0, 0.05, ..., 0.95."""
+
+
 class RasterScores:
-    """Confusion of each head over all pixels given: probability above 0.5 against truth above 0.5."""
+    """Confusion of each head over all pixels given: probability above 0.5 against truth above 0.5; and how the
+    probabilities are distributed, from which its receiver operating characteristic follows."""
 
     def __init__(self) -> None:
         self.heads = {head: Confusion() for head in HEADS}
+        self._histograms = {head: np.zeros((2, ROC_STEPS), np.int64) for head in HEADS}
+        """Pixels by truth and by probability."""
 
     def add(self, probabilities: NDArray[np.float32], truth: NDArray[np.float32], valid: Mask) -> None:
         """Count the valid pixels of (3, H, W) probabilities against (3, H, W) targets; `valid` is (H, W)."""
         for number, head in enumerate(HEADS):
-            self.heads[head].add(probabilities[number][valid] > 0.5, truth[number][valid] > 0.5)
+            found, true = probabilities[number][valid], truth[number][valid] > 0.5
+            self.heads[head].add(found > 0.5, true)
+            step = np.minimum((found * ROC_STEPS).astype(np.int64), ROC_STEPS - 1)
+            self._histograms[head] += np.bincount(step + ROC_STEPS * true, minlength=2 * ROC_STEPS).reshape(2, -1)
 
     def summary(self) -> dict[str, float]:
         return {f"{head}_mcc": confusion.mcc() for head, confusion in self.heads.items()}
+
+    def roc(self, head: str) -> list[dict[str, float]]:
+        """`threshold`, `false_positive_rate` and `true_positive_rate` of pixels whose probability is at least the
+        threshold, from 0 up; empty where all pixels are of one class."""
+        above = self._histograms[head][:, ::-1].cumsum(axis=1)[:, ::-1]
+        if not above[:, 0].all():
+            return []
+        rates = above / above[:, :1]
+        return [
+            {
+                "threshold": step / ROC_STEPS,
+                "false_positive_rate": float(rates[0, step]),
+                "true_positive_rate": float(rates[1, step]),
+            }
+            for step in range(ROC_STEPS)
+        ]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,10 @@ def sections_of_page() -> list[type[Section]]:
 
 @pytest.mark.parametrize("section", sections_of_page(), ids=lambda section: section.__name__)
 def test_every_key_has_its_reason(section: type[Section]) -> None:
-    words = set(re.findall(r"[a-z][a-z0-9_]+", " ".join(re.findall(r"`([^`]+)`", PAGE.read_text(encoding="utf-8")))))
+    text = PAGE.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    inline = re.findall(r"`([^`]+)`", re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE))
+    words = set(re.findall(r"[a-z][a-z0-9_]+", " ".join(fenced + inline)))
     assert keys_of(section) - words == set()
 
 

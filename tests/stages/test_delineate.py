@@ -77,7 +77,7 @@ def finished(tmp_path_factory):
 def test_metrics_hold_every_score_of_every_arm(finished):
     output, record = finished
     found = json.loads((output / "metrics.json").read_text())
-    assert set(found) == {"raster", "vector"}
+    assert set(found) == {"raster", "vector", "pixels"}
     for arm in ("bicubic", "sr"):
         assert set(found["raster"][arm]) == {"extent_mcc", "boundary_mcc", "distance_mcc"}
         assert set(found["vector"][arm]) == {
