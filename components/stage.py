@@ -630,7 +630,8 @@ def write_executor_output(stage: Stage, message: Mapping[str, Any], root: str, r
         artifact = dict(listed["artifacts"][0])
         shown = record["artifacts"].get(name, {"metadata": {}, "place": None})
         if name == "metrics":
-            artifact["metadata"] = _finite(record["metrics"])
+            # what a stage that measures nothing has to say is how much it kept
+            artifact["metadata"] = _finite(record["metrics"] or _flat(record["counts"]))
         else:
             place = shown["place"] or stage.folder
             absolute = is_remote(place) or Path(place).is_absolute()
