@@ -30,7 +30,7 @@ from sr_core.samples.store import Samples
 MEANING = {
     "": ("kept", "c-kept"),
     "cloud": ("cloud: the truth's ground is not clear", "c-cloud"),
-    "shadow": ("shadow: the truth may lie in a neighbour's cloud shadow", "c-shadow"),
+    "shadow": ("shadow: the truth may lie in a cloud's shadow", "c-shadow"),
     "nodata": ("nodata: the truth was not measured, or has no statistics", "c-nodata"),
     "frames": ("frames: too few clear frames before the target", "c-k3"),
     "latest_age": ("latest age: the latest clear frame is too old", "c-k1"),
