@@ -67,18 +67,18 @@ def hold_nothing(folder):
 
 
 SPOILED = {
-    "a missing folder": (shutil.rmtree, False, ["download", "series", "missing", "folder"]),
-    "an empty folder": (hold_nothing, False, ["download", "series", "the folder is empty", "expected GeoTIFFs"]),
+    "a missing folder": (shutil.rmtree, False, ["plan_shards", "series", "missing", "folder"]),
+    "an empty folder": (hold_nothing, False, ["plan_shards", "series", "the folder is empty", "expected GeoTIFFs"]),
     "a truncated band": (lambda folder: truncate(next(folder.glob("*/*b04.tif"))), False, ["download", "b04.tif"]),
     "a band of another size": (
         lambda folder: write_tiff(next(folder.glob("*/*b04.tif")), field(32)[0]),
         False,
-        ["download", "b04.tif", "32", "64"],
+        ["plan_shards", "b04.tif", "32", "64"],
     ),
     "a band in another system": (
         lambda folder: write_tiff(next(folder.glob("*/*b04.tif")), field()[0], epsg=32632),
         False,
-        ["download", "b04.tif", "32632", "32631"],
+        ["plan_shards", "b04.tif", "32632", "32631"],
     ),
     "only cloudy dates": (leave, True, ["cloud_shadow_filter", "only cloudy dates", "6"]),
 }
