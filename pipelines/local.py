@@ -1,8 +1,8 @@
 """Running the compiled graphs on this machine, through kfp's own local runner.
 
-kfp 2.17's SubprocessRunner refuses container components, and its `dsl.If` cannot find the named output of a task:
-it reads False and reports success. Both are mended here and nowhere else; `tests/unit/test_local_runner.py` holds
-that both branches of a condition are taken.
+kfp 2.17's SubprocessRunner refuses container components, its DockerRunner does not tell how they end, and its `dsl.If`
+cannot find the named output of a task: it reads False and reports success. All of it is mended here and nowhere else;
+`tests/unit/test_local_runner.py` holds that both branches of a condition are taken.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import kfp
 from kfp import local
+from kfp.local import docker_task_handler, status, subprocess_task_handler
 from kfp.local import io as kfp_io
-from kfp.local import status, subprocess_task_handler
 
+from pipelines.containers import engine, run_container
 from sr_core.errors import SubpixelError
 from sr_core.storage import is_remote
 
+Runner = Literal["subprocess", "docker"]
 SUPPORTED_KFP = "2.17."
 PR_SET_PDEATHSIG = 1
 INTERRUPTED = 130
@@ -45,11 +47,32 @@ class StageFailedError(SubpixelError):
         self.exit_status = exit_status
 
 
-class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
-    """Runs a container component's command as a process of this Python, on this terminal."""
+class StageTask:
+    """What both runners do with a stage's exit status."""
 
     failures: dict[tuple[str, ...], StageFailedError] = {}  # noqa: RUF012 - shared: kfp makes an instance a task
     """Of each command that has not succeeded since."""
+
+    full_command: list[str]
+
+    def run(self) -> status.Status:
+        if any(interrupted(failure) for failure in self.failures.values()):
+            return status.Status.FAILURE  # a shard that waited for its turn when Ctrl-C came
+        command = tuple(self.full_command)
+        exit_status = self.exit_status()
+        if exit_status == 0:
+            self.failures.pop(command, None)
+            return status.Status.SUCCESS
+        self.failures[command] = StageFailedError(_module(self.full_command), exit_status)
+        return status.Status.FAILURE
+
+    def exit_status(self) -> int:
+        """Run the stage's program to its end."""
+        raise NotImplementedError
+
+
+class StageProcess(StageTask, subprocess_task_handler.SubprocessTaskHandler):
+    """Runs a container component's command as a process of this Python, on this terminal."""
 
     def validate_image(self, image: str) -> None:
         """Any image will do: the process runs in this environment."""
@@ -57,32 +80,36 @@ class StageProcess(subprocess_task_handler.SubprocessTaskHandler):
     def validate_not_container_component(self, full_command: list[str]) -> None:
         """Container components are what this runner is for."""
 
-    def run(self) -> status.Status:
-        if any(interrupted(failure) for failure in self.failures.values()):
-            return status.Status.FAILURE  # a shard that waited for its turn when Ctrl-C came
+    def exit_status(self) -> int:
         interpreter = {"python": sys.executable, "python3": sys.executable}
         command = [interpreter.get(part, part) for part in self.full_command]
         process = subprocess.Popen(command, env={**os.environ, **self.env_vars}, preexec_fn=_die_with_parent)
         try:
-            exit_status = process.wait()
+            return process.wait()
         except KeyboardInterrupt:
             # the terminal has sent Ctrl-C to the stage as well: let it finish its sentence
-            exit_status = process.wait()
-        if exit_status == 0:
-            self.failures.pop(tuple(command), None)
-            return status.Status.SUCCESS
-        self.failures[tuple(command)] = StageFailedError(_module(command), exit_status)
-        return status.Status.FAILURE
+            return process.wait()
 
 
-def run_locally(pipeline: Callable[..., Any], config_json: str, root: str) -> None:
-    """Run a graph with every stage as a process below `root`.
+class StageContainer(StageTask, docker_task_handler.DockerTaskHandler):
+    """Runs a container component in its container."""
 
-    Raises `StageFailedError` when a stage ends with an error and `KeyboardInterrupt` when it was interrupted.
+    def exit_status(self) -> int:
+        return run_container(self.image, self.full_command, self.pipeline_root)
+
+
+def run_locally(pipeline: Callable[..., Any], config_json: str, root: str, runner: Runner = "subprocess") -> None:
+    """Run a graph below `root`, every stage a process or a container.
+
+    Raises `StageFailedError` when a stage ends with an error, `KeyboardInterrupt` when it was interrupted, and
+    `SubpixelError` where containers are asked for and no engine answers.
     """
-    StageProcess.failures.clear()
+    StageTask.failures.clear()
+    if runner == "docker":
+        engine().close()
     with _adapted_kfp(), _kfp_folder(root) as folder, contextlib.redirect_stdout(io.StringIO()):
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=False)
+        chosen = local.DockerRunner() if runner == "docker" else local.SubprocessRunner(use_venv=False)
+        local.init(chosen, pipeline_root=str(folder), raise_on_error=False)
         logging.disable(logging.WARNING)
         try:
             with warnings.catch_warnings():
@@ -90,8 +117,8 @@ def run_locally(pipeline: Callable[..., Any], config_json: str, root: str) -> No
                 pipeline(config=config_json, root=root)
         finally:
             logging.disable(logging.NOTSET)
-    if StageProcess.failures:
-        failure = next(iter(StageProcess.failures.values()))
+    if StageTask.failures:
+        failure = next(iter(StageTask.failures.values()))
         if interrupted(failure):
             raise KeyboardInterrupt
         raise failure
@@ -108,14 +135,16 @@ def _adapted_kfp() -> Iterator[None]:
         raise SubpixelError(
             f"kfp {kfp.__version__}: the local runner is adapted to {SUPPORTED_KFP}x; install that version"
         )
-    handler = subprocess_task_handler.SubprocessTaskHandler
+    process, container = subprocess_task_handler.SubprocessTaskHandler, docker_task_handler.DockerTaskHandler
     lookup = kfp_io.IOStore.get_parent_input
     subprocess_task_handler.SubprocessTaskHandler = StageProcess
+    docker_task_handler.DockerTaskHandler = StageContainer
     kfp_io.IOStore.get_parent_input = _parent_input_or_task_output(lookup)
     try:
         yield
     finally:
-        subprocess_task_handler.SubprocessTaskHandler = handler
+        subprocess_task_handler.SubprocessTaskHandler = process
+        docker_task_handler.DockerTaskHandler = container
         kfp_io.IOStore.get_parent_input = lookup
 
 

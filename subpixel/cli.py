@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,18 +36,31 @@ Out = Annotated[
 ]
 
 
+class Runner(StrEnum):
+    """How stages run on this machine."""
+
+    subprocess = "subprocess"
+    docker = "docker"
+
+
 @app.command()
 def demo(out: Out = None) -> None:
     """Run the whole chain on simulated farmland: no account, no download, about ten minutes on two cores."""
     config = EXAMPLES / "demo.yaml"
     if not config.is_file():
         raise SubpixelError(f"{config}: missing; `subpixel demo` runs from a checkout of the project")
-    run(config, out)
+    run(config, out, Runner.subprocess)
 
 
 @app.command()
-def run(config: ConfigFile, out: Out = None) -> None:
-    """Run the training graph, then the inference graph, every stage as a process of this machine.
+def run(
+    config: ConfigFile,
+    out: Out = None,
+    runner: Annotated[
+        Runner, typer.Option(help="Each stage as a process, or in its container: `make images` builds them.")
+    ] = Runner.subprocess,
+) -> None:
+    """Run the training graph, then the inference graph, every stage on this machine.
 
     What an earlier run has finished is kept; after Ctrl-C the same command continues.
     """
@@ -61,9 +75,9 @@ def run(config: ConfigFile, out: Out = None) -> None:
         root = str(Path(root).resolve())
     with only_run(root):
         try:
-            run_locally(training_graph(LOCAL), loaded.model_dump_json(), root)
+            run_locally(training_graph(LOCAL), loaded.model_dump_json(), root, runner.value)
             _stop_at_failed_gate(root)
-            run_locally(inference_graph(LOCAL), loaded.model_dump_json(), root)
+            run_locally(inference_graph(LOCAL), loaded.model_dump_json(), root, runner.value)
         except StageFailedError as failure:
             console.print(f"[red]stopped[/red]: {failure}; finished stages are kept below {root}")
             raise typer.Exit(1) from None

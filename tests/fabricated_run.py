@@ -27,6 +27,7 @@ FOLDERS = {
     "evaluate": "evaluation",
     "delineate": "delineation",
     "package": "archive",
+    "publish": "published",
     "super_resolve": "products",
 }
 INPUTS = {
@@ -37,6 +38,7 @@ INPUTS = {
     "evaluate": ["quality_gate", "train_hrn"],
     "delineate": ["download", "train_hrn"],
     "package": ["train_hrn"],
+    "publish": ["train_hrn", "evaluate", "package"],
     "super_resolve": ["download", "train_hrn"],
 }
 EPSG = 32634
@@ -270,6 +272,10 @@ def _archive(folder: Path, rng: np.random.Generator, chip: int) -> None:
     (folder / "archive.json").write_text("{}")
 
 
+def _published(folder: Path, rng: np.random.Generator, chip: int) -> None:
+    """It leaves its record only."""
+
+
 def _products(folder: Path, rng: np.random.Generator, chip: int) -> None:
     entries: list[dict[str, Any]] = []
     for day in ("2022-07-05", "2022-08-14"):
@@ -292,6 +298,7 @@ WRITERS = {
     "evaluate": _evaluation,
     "delineate": _delineation,
     "package": _archive,
+    "publish": _published,
     "super_resolve": _products,
 }
 

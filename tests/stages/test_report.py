@@ -28,7 +28,7 @@ def test_page_and_numbers_lie_at_the_root_and_nothing_half_written_beside_them(t
         ".report.lock",
     }
     record = json.loads((tmp_path / "report" / "run.json").read_text())
-    assert record["counts"] == {"stages_done": 9}
+    assert record["counts"] == {"stages_done": 10}
     assert record["metrics"]["psnr_sr"] == metrics["evaluation"]["test"]["psnr"]["sr"]
 
 
