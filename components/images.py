@@ -127,16 +127,20 @@ def pip_configuration() -> Iterator[list[str]]:
 
 
 def reachable(place: str, stack: contextlib.ExitStack) -> str:
-    """An address that a build can read: a folder is served until `stack` closes."""
+    """An address that a build can read: a folder is served until `stack` closes.
+
+    Its parent is, for the pages of an index link to files beside it.
+    """
     parts = urlsplit(place)
     if parts.scheme not in ("", "file"):
         return place
-    handler = functools.partial(Silent, directory=parts.path)
+    folder = Path(parts.path)
+    handler = functools.partial(Silent, directory=str(folder.parent))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     stack.callback(server.server_close)
     stack.callback(server.shutdown)
-    return f"http://127.0.0.1:{server.server_port}/"
+    return f"http://127.0.0.1:{server.server_port}/{folder.name}/"
 
 
 class Silent(SimpleHTTPRequestHandler):
