@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,11 +37,12 @@ def run_container(image: str, command: list[str], kfp_folder: str) -> int:
     image is missing.
     """
     config, root = told(command)
-    with engine() as client:
+    with closing(engine()) as client:
         try:
             container = client.containers.run(
                 image,
-                command,
+                command[1:],
+                entrypoint=command[:1],  # as Kubernetes takes it: in the place of the image's own
                 detach=True,
                 init=True,
                 user=str(user()),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,14 +71,21 @@ def test_killed_in_every_stage_and_started_again_it_ends_in_the_same_metrics(und
     root = tmp_path / "run"
     for stage in STAGES:
         seconds = json.loads((reference / FOLDERS[stage] / "run.json").read_text())["seconds"]
-        kill_while_working(stage, config, root, delay=0.4 * seconds if seconds > 2 else 0.0)
+        delay = 0.4 * seconds if seconds > 2 else 0.0
+        while not kill_while_working(stage, config, root, delay):
+            # other work has slowed down the undisturbed run
+            shutil.rmtree(root / FOLDERS[stage])
+            delay /= 3
     done = subpixel("run", config, "--out", root)
     assert done.returncode == 0, done.stderr
     assert metrics(root) == metrics(reference)
 
 
-def kill_while_working(stage: str, config: Path, root: Path, delay: float) -> None:
-    """Start the run and SIGKILL it, with all its processes, `delay` seconds after the stage has begun."""
+def kill_while_working(stage: str, config: Path, root: Path, delay: float) -> bool:
+    """Start the run and SIGKILL it, with all its processes, `delay` seconds after the stage has begun.
+
+    Returns whether the stage was still at work.
+    """
     folder = root / FOLDERS[stage]
     command = [sys.executable, "-m", "subpixel.cli", "run", str(config), "--out", str(root)]
     with (root.parent / "log.txt").open("w") as log:
@@ -90,7 +98,7 @@ def kill_while_working(stage: str, config: Path, root: Path, delay: float) -> No
         time.sleep(delay)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-    assert not (folder / "run.json").exists(), f"{stage} was finished before it could be killed"
+    return not (folder / "run.json").exists()
 
 
 @pytest.mark.slow
