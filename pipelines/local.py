@@ -7,6 +7,7 @@ cannot find the named output of a task: it reads False and reports success. All 
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import io
@@ -47,7 +48,7 @@ class StageFailedError(SubpixelError):
         self.exit_status = exit_status
 
 
-class StageTask:
+class StageTask(abc.ABC):
     """What both runners do with a stage's exit status."""
 
     failures: dict[tuple[str, ...], StageFailedError] = {}  # noqa: RUF012 - shared: kfp makes an instance a task
@@ -66,9 +67,9 @@ class StageTask:
         self.failures[command] = StageFailedError(_module(self.full_command), exit_status)
         return status.Status.FAILURE
 
+    @abc.abstractmethod
     def exit_status(self) -> int:
         """Run the stage's program to its end."""
-        raise NotImplementedError
 
 
 class StageProcess(StageTask, subprocess_task_handler.SubprocessTaskHandler):

@@ -62,7 +62,7 @@ def build_archive(bundle: Path, output: Path, model_name: str, version: str) -> 
             "input": {"frames": resolver.frames, "bands": list(BANDS), "scale": resolver.scale},
             "versions": {
                 "python": platform.python_version(),
-                **{name: metadata.version(name) for name in ("torch", "numpy", "torchserve", "torch-model-archiver")},
+                **{name: metadata.version(name) for name in ("torch", "numpy", "torch-model-archiver")},
             },
         }
     aside = output / ".archive.json"
