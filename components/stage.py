@@ -604,7 +604,9 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout the program runs from, or None outside one."""
+    """Commit of the checkout the program runs from, or that its image was built from; None where it is not known."""
+    if (revision := os.environ.get("SUBPIXEL_REVISION", "unknown")) != "unknown":
+        return revision
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
