@@ -40,8 +40,8 @@ images: $(READY)  ## a container image a stage, and their sizes; needs Docker
 bench: $(READY)  ## speed against the published network, measured in one run: docs/benchmarks.md
 	@$(BIN)/python -m tests.benchmarks docs/benchmarks.md
 
-e2e: $(READY)  ## the whole chain as one user would run it
-	@$(BIN)/python -m pytest -q -m e2e
+e2e: $(READY)  ## the examples, a run in S3, every image and both graphs in containers (starts Docker where none answers)
+	@$(BIN)/python -m pytest -q -m e2e --durations=0
 
 constraints:  ## resolve pyproject.toml afresh and write constraints.txt
 	@rm -rf build/resolve && $(PYTHON) -m venv build/resolve
