@@ -31,3 +31,7 @@ class StorageError(SubpixelError):
 
 class ClusterError(SubpixelError):
     """A Kubernetes cluster cannot be reached, refuses what was asked, or what it runs has failed."""
+
+
+class ServiceError(SubpixelError):
+    """A model server cannot be reached, refuses a request, or answers something else than it should."""

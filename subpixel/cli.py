@@ -400,6 +400,77 @@ def _show_estimate(path: Path) -> None:
         raise typer.Exit(1)
 
 
+@app.command("serve")
+def serve_model(
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Folder of a model bundle.  [default: the one that ships]")
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", metavar="MAR", help="Serve this archive instead of a bundle.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of 127.0.0.1.")] = 8080,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="S3", help="s3://bucket/prefix that requests may name; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder where archives are kept.")] = Path("artifacts/serve"),
+) -> None:
+    """Serve a model on this machine until Ctrl-C: TorchServe with the archive of the shipped bundle."""
+    from serving.local import Server
+    from sr_core.models.bundle import SHIPPED
+    from subpixel.service import archive_of, serve_until_stopped
+
+    if archive and bundle:
+        raise typer.BadParameter("give --bundle or --archive, not both", param_hint="--archive")
+
+    def started(server: Server) -> None:
+        console.print(f"model:   {server.url}", markup=False)
+        console.print(f"metrics: {server.metrics}", markup=False)
+        address, _, model = server.url.partition("/predictions/")
+        console.print(
+            f"try:     subpixel predict examples/requests/*.tif --out sr.tif --server {address} --model {model}",
+            markup=False,
+        )
+
+    serve_until_stopped(archive or archive_of(bundle or SHIPPED, "subpixel", out), port, allow or (), started)
+
+
+@app.command("predict")
+def predict_files(
+    frames: Annotated[
+        list[str],
+        typer.Argument(metavar="FRAMES", help="GeoTIFFs of 4 bands, one a date; s3:// objects; or one .npz."),
+    ],
+    out: Annotated[str, typer.Option("--out", help="GeoTIFF, .npz, or s3:// prefix for frames in S3.")],
+    server: Annotated[
+        str, typer.Option("--server", metavar="URL", envvar="SUBPIXEL_SERVER", help="Address of the model server.")
+    ] = "http://127.0.0.1:8080",
+    model: Annotated[str, typer.Option("--model", help="Name of the model there.")] = "subpixel",
+    version: Annotated[str | None, typer.Option("--version", help="Version of the model.")] = None,
+    clear: Annotated[
+        list[str] | None,
+        typer.Option("--clear", metavar="MASK", help="Mask of a frame, 0 where unusable; once for each, in order."),
+    ] = None,
+    window: Annotated[
+        tuple[int, int, int, int] | None,
+        typer.Option("--window", metavar="ROW COLUMN HEIGHT WIDTH", help="Part of frames in S3, 10 m pixels."),
+    ] = None,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how far off each pixel may be.")] = False,
+    consistency: Annotated[bool, typer.Option("--consistency", help="Also how well the latest frame is kept.")] = False,
+) -> None:
+    """Super-resolve files by a model server.
+
+    Frames are sent latest first where their names hold dates, else in the order given. A token for a gateway in front
+    of the server is read from SUBPIXEL_TOKEN.
+    """
+    from subpixel.client import Client
+    from subpixel.service import predict
+
+    client = Client(server, model, version, os.environ.get("SUBPIXEL_TOKEN"))
+    for place in predict(client, frames, out, clear or (), window, uncertainty, consistency):
+        console.print(place, markup=False)
+
+
 STAGE_HELP = {
     "cloud_shadow_filter": "Mask clouds and shadows; decide which acquisitions are kept.",
     "normalize": "Cloud-free statistics by region and VHR tile.",
