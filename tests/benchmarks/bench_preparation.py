@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from sr_core.progress import say
 
 COUNTRY = Path(__file__).parents[2] / "examples" / "country.yaml"
 STAGES = ("download", "cloud_shadow_filter", "normalize", "quality_gate")
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.5
+"""Often enough: the kernel itself keeps the peak of what is resident; adding up shared pages takes a while."""
 COLUMNS = 2
 """Of each region's cells, in the small version: 10 patches."""
 
@@ -105,11 +107,12 @@ def family(pid: int) -> list[int]:
 
 
 def memory_kib(pid: int) -> tuple[int, int]:
-    """Resident and proportional set size of a process; zeros where it has just ended."""
+    """Peak of what is resident, and what is resident now with shared pages divided; zeros where it has just ended."""
     try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-        return int(lines["Rss"].split()[0]), int(lines["Pss"].split()[0])
-    except (OSError, KeyError):
+        status, smaps = (Path(f"/proc/{pid}/{name}").read_text() for name in ("status", "smaps_rollup"))
+        found = [re.search(rf"^{name}:\s+(\d+)", text, re.M) for name, text in (("VmHWM", status), ("Pss", smaps))]
+        return int(found[0][1]), int(found[1][1])
+    except (OSError, TypeError):
         return 0, 0
 
 
