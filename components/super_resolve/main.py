@@ -2,19 +2,22 @@
 
 Inputs: `patches/`, `masks/`, and the model bundle: `super_resolve.bundle`, or the `model/` of this run, or else the
 bundle that comes with the project. Output:
-`products/<region>/<date>/{sr.tif,consistency.tif,quicklook.png,item.json}`, `collection.json`, `products.json`.
-A date that is there is kept. The network's input is normalised by the region's own clear pixels, so that a place the
+`products/<region>/<date>/{sr,s2,consistency,uncertainty}.tif`, `quicklook.png` and `item.json` beside them;
+`collection.json`, `model.json`, `products.json`. A date that is there is kept, and so are the finished windows of one
+that was begun. The network's input is normalised by the region's own clear pixels, so that a place the
 model has never seen needs no training.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +26,13 @@ from components.stage import STAGES, Context, Result, Shown
 from sr_core import BANDS, REFLECTANCE_SCALE
 from sr_core.config import Config, SuperResolve
 from sr_core.errors import DataError
-from sr_core.inference.dates import PatchDates, Target, find_targets
-from sr_core.inference.products import Provenance, index_entry, make_date
-from sr_core.inference.stac import write_collection, write_json
+from sr_core.files import write_json
+from sr_core.inference.dates import Pass, PatchDates, Target, find_targets
+from sr_core.inference.engine import Shares
+from sr_core.inference.estimate import Estimate, estimate, probe
+from sr_core.inference.mosaic import FrameStore
+from sr_core.inference.products import Provenance, index_entry, kept_date, make_date
+from sr_core.inference.stac import write_collection, write_model
 from sr_core.models.bundle import SHIPPED, WEIGHTS, SuperResolver, load_bundle
 from sr_core.models.normalization import MIN_STD, Normalization
 from sr_core.patches import Patch, read_index
@@ -34,8 +41,10 @@ from sr_core.radiometry.statistics import PixelStatistics
 from sr_core.series import S2Series, load_s2
 
 INDEX = "products.json"
+FRAMES = ".frames"
+"""Where a region's frames lie while its products are made."""
 SERIES_KEPT = 4
-"""Patches whose series stay in memory from one date to the next: a small region is read once."""
+"""Patches whose series stay in memory from the statistics to the frames: a small region is read once."""
 
 
 def work(context: Context) -> Result:
@@ -45,6 +54,7 @@ def work(context: Context) -> Result:
         torch.set_num_threads(settings.threads)
     folder = bundle_folder(context)
     resolver = load_bundle(folder)
+    resolver.model.to("cuda" if torch.cuda.is_available() else "cpu")
     provenance = describe_bundle(resolver, folder, simulated)
     collection = f"{context.config.name}-sr"
 
@@ -54,40 +64,48 @@ def work(context: Context) -> Result:
 
     plans = []
     for region, patches in regions(read_index(context.inputs["download"])).items():
-        dates = [PatchDates.of(load(patch)) for patch in track(patches, f"{region}: dates")]
-        targets = find_targets(
-            dates, frames=resolver.frames, max_age_days=settings.max_age_days, max_cloud=settings.max_frame_cloud
-        )
-        plans.append((region, patches, dates, targets))
-    chosen = choose(settings, [target for *_, targets in plans for target in targets])
-    items, kept = [], 0
-    for region, patches, dates, targets in plans:
-        wanted = [target for target in targets if target.timestamp.date() in chosen]
-        wanted = wanted[-settings.max_dates :] if settings.max_dates else wanted
-        if not wanted:
-            continue
-        normalization = region_normalization(dates, settings.max_frame_cloud, load)
-        for number, target in enumerate(wanted, start=1):
-            item, was_there = make_date(
-                context.output,
-                region,
-                patches,
-                target,
-                load,
-                resolver,
-                normalization,
-                provenance,
-                collection=collection,
-                window_px=settings.window_px,
-                precision=settings.precision,
-            )
+        plans.append(plan(region, patches, settings, resolver.frames, load))
+    days = choose(settings, [target for each in plans for target in each.targets])
+    plans = [each.only(days, settings.max_dates) for each in plans]
+    announce(context, plans, resolver)
+    shares, items, kept = Shares(), [], 0
+    for each in plans:
+        store = None
+        for number, target in enumerate(each.targets, start=1):
+            item = kept_date(context.output, each.region, target)
+            if item is not None:
+                kept += 1
+            else:
+                if store is None:
+                    store = FrameStore.write(
+                        context.output / FRAMES / each.region, each.patches, each.frames(context.output), load
+                    )
+                    load.cache_clear()
+                item = make_date(
+                    context.output,
+                    each.region,
+                    each.patches,
+                    target,
+                    store,
+                    resolver,
+                    each.normalization,
+                    provenance,
+                    collection=collection,
+                    window_px=settings.window_px,
+                    precision=settings.precision,
+                    shares=shares,
+                )
             items.append(item)
-            kept += was_there
-            entry = index_entry(item)
             say(
-                f"{region} {target.timestamp:%Y-%m-%d} ({number}/{len(wanted)}):"
-                f" {'kept' if was_there else 'made'}, {entry['valid_share']:.0%} of the ground"
+                f"{each.region} {target.timestamp:%Y-%m-%d} ({number}/{len(each.targets)}):"
+                f" {item['properties']['subpixel:valid_share']:.0%} of the ground"
             )
+        if store is not None:
+            store.remove()
+    if shares.wall:
+        say(f"{shares.wall:.0f} s: {shares}")
+    shutil.rmtree(context.output / FRAMES, ignore_errors=True)
+    write_model(context.output, provenance.bundle_key, resolver.description)
     write_collection(
         context.output, collection, "Sentinel-2 super-resolved to 2.5 m, a COG a date.", items, real=not simulated
     )
@@ -103,6 +121,69 @@ def work(context: Context) -> Result:
         metrics=metrics,
         artifacts={"products": Shown({"collection": collection, "simulated": simulated, **provenance.tags()})},
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made of a region."""
+
+    region: str
+    patches: Sequence[Patch]
+    targets: Sequence[Target]
+    normalization: Normalization
+
+    def only(self, days: Collection[dt.date], max_dates: int | None) -> Plan:
+        """The targets of these days, of them the latest `max_dates`."""
+        wanted = [target for target in self.targets if target.timestamp.date() in days]
+        return replace(self, targets=wanted[-max_dates:] if max_dates else wanted)
+
+    def missing(self, output: Path) -> list[Target]:
+        """Targets that are not made."""
+        return [target for target in self.targets if kept_date(output, self.region, target) is None]
+
+    def frames(self, output: Path) -> list[Pass]:
+        """The passes that those are made from."""
+        return list({frame.name: frame for target in self.missing(output) for frame in target.frames}.values())
+
+
+def plan(
+    region: str, patches: Sequence[Patch], settings: SuperResolve, frames: int, load: Callable[[Patch], S2Series]
+) -> Plan:
+    """The clear dates of a region, and the statistics of its clear pixels.
+
+    Mean and standard deviation are of each ground once, over the dates at which a patch is clear enough for a frame.
+    """
+    dates, pixels = [], PixelStatistics(len(BANDS))
+    for patch in track(patches, f"{region}: dates"):
+        series, cell = load(patch), patch.cell_window()
+        dates.append(PatchDates.of(series))
+        for index in np.flatnonzero(dates[-1].clear >= 1.0 - settings.max_frame_cloud):
+            pixels.add(series.bands[index][cell][series.clear[index][cell]])
+    targets = find_targets(dates, frames=frames, max_age_days=settings.max_age_days, max_cloud=settings.max_frame_cloud)
+    if not pixels.n_pixels:
+        return Plan(region, patches, [], Normalization((0.0,) * len(BANDS), (1.0,) * len(BANDS)))
+    mean, std = pixels.mean() / REFLECTANCE_SCALE, np.maximum(pixels.std() / REFLECTANCE_SCALE, MIN_STD)
+    return Plan(region, patches, targets, Normalization(tuple(mean.tolist()), tuple(std.tolist())))
+
+
+def announce(context: Context, plans: Sequence[Plan], resolver: SuperResolver) -> None:
+    """Say how much work there is, how long it will take and what disk it needs.
+
+    Raises `StorageError` where the disk cannot hold it.
+    """
+    settings = context.config.super_resolve
+    missing = [(each, each.missing(context.output)) for each in plans]
+    if not any(targets for _, targets in missing):
+        return
+    found = sum(
+        (
+            estimate(each.patches, len(targets), len(each.frames(context.output)), resolver, settings.window_px)
+            for each, targets in missing
+        ),
+        start=Estimate(),
+    )
+    say(str(found.timed(probe(resolver, settings.window_px, settings.precision))))
+    found.check(context.output)
 
 
 def bundle_folder(context: Context) -> Path:
@@ -134,7 +215,7 @@ def regions(patches: Sequence[Patch]) -> dict[str, list[Patch]]:
     }
 
 
-def choose(settings: SuperResolve, targets: Sequence[Target]) -> set[Any]:
+def choose(settings: SuperResolve, targets: Sequence[Target]) -> set[dt.date]:
     """The days to make. Raises `DataError` where none is clear, or one that was asked for is not."""
     days = sorted({target.timestamp.date() for target in targets})
     if not days:
@@ -151,22 +232,9 @@ def choose(settings: SuperResolve, targets: Sequence[Target]) -> set[Any]:
     return set(settings.dates or days)
 
 
-def region_normalization(dates: Sequence[PatchDates], max_cloud: float, load: Any) -> Normalization:
-    """Mean and standard deviation of the region's clear pixels, each ground once, over dates that may be frames."""
-    pixels = PixelStatistics(len(BANDS))
-    for patch in track(dates, "statistics"):
-        series, cell = load(patch.patch), patch.patch.cell_window()
-        for index in np.flatnonzero(patch.clear >= 1.0 - max_cloud):
-            pixels.add(series.bands[index][cell][series.clear[index][cell]])
-    mean, std = pixels.mean() / REFLECTANCE_SCALE, np.maximum(pixels.std() / REFLECTANCE_SCALE, MIN_STD)
-    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def fingerprint(config: Config) -> str | None:
-    """Changes when the bundle that the configuration names does."""
-    folder = config.super_resolve.bundle
-    if folder is None or not folder.is_dir():
-        return None
+def fingerprint(config: Config) -> str:
+    """Changes when the bundle that the configuration names does, or else the one that comes with the project."""
+    folder = config.super_resolve.bundle or SHIPPED
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.glob("model.*") if path.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -1,53 +1,49 @@
 """Products: one cloud-optimised GeoTIFF of super-resolved reflectance a region and date, and what speaks for it.
 
-`<region>/<date>/sr.tif` holds reflectance x 10000 at 2.5 m, bands blue, green, red, nir. Beside it lie
-`consistency.tif` (how far the product, seen through Sentinel-2's point-spread function, is from the latest image),
-`quicklook.png` and `item.json` (STAC). A date's folder is written aside and renamed: it is there whole or not at all.
+`<region>/<date>/sr.tif` holds reflectance x 10000 at 2.5 m, bands blue, green, red, nir. Beside it lie `s2.tif` (the
+latest image as it was), `consistency.tif` (how far the product, seen through Sentinel-2's point-spread function, is
+from that image), `uncertainty.tif` where the bundle says it, `quicklook.png` and `item.json` (STAC).
 
-Nothing is invented: a pixel is nodata where the latest image has no data, or where no frame saw the ground clearly.
+A date's folder is written aside and renamed: it is there whole or not at all. Its windows are kept until then, so that
+a process that was killed goes on with the window that it was at. Nothing is invented: a pixel is nodata where the
+latest image has no data, or where no frame saw the ground clearly.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import math
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
-from rasterio.transform import Affine
-from rasterio.windows import Window as RasterWindow
-from rio_cogeo.cogeo import cog_translate, cog_validate
-from rio_cogeo.profiles import cog_profiles
 
-from sr_core import BANDS, REFLECTANCE_SCALE, SCALE
-from sr_core.errors import ArtifactError
+from sr_core import REFLECTANCE_SCALE, SCALE
+from sr_core.files import write_json
 from sr_core.inference.dates import Target
+from sr_core.inference.engine import Shares, overlapped
+from sr_core.inference.mosaic import FrameReader, FrameStore, Mosaic, bounded_cache
 from sr_core.inference.quicklook import write_quicklook
-from sr_core.inference.stac import ITEM_FILE, describe_date, write_json
-from sr_core.inference.windows import Window, super_resolve_window, windows
+from sr_core.inference.rasters import CONSISTENCY, S2, SR, UNCERTAINTY, Layer, Piece, write_cog, write_piece
+from sr_core.inference.stac import ITEM_FILE, describe_date
+from sr_core.inference.windows import Window, windows
 from sr_core.models.bundle import Precision, SuperResolver
 from sr_core.models.normalization import Normalization
 from sr_core.patches import S2_GSD, VHR_GSD, Patch
 from sr_core.progress import track
 from sr_core.radiometry.resample import degrade
-from sr_core.series import S2Series
 
-SR_NODATA, CONSISTENCY_NODATA = 0, 65535
 CONSISTENCY_MTF = 0.3
 """MTF at the 10 m Nyquist frequency of the point-spread function that the product is compared through: the upper end of
 what is specified for Sentinel-2's 10 m bands."""
 BLUR_PX = 5
 """That function's reach, in 10 m pixels."""
-TILE = 512
+TALLY = "tally.json"
 
 
 @dataclass(frozen=True)
@@ -83,55 +79,159 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Mosaic:
-    """The common 10 m grid of a region's cells, all in one UTM zone."""
-
-    epsg: int
-    west: float
-    north: float
-    rows: int
-    columns: int
-
-    @classmethod
-    def of(cls, patches: Sequence[Patch]) -> Mosaic:
-        """The smallest grid that holds all cells. Raises `ArtifactError` where they do not share one."""
-        west, north = min(patch.cell[0] for patch in patches), max(patch.cell[3] for patch in patches)
-        east, south = max(patch.cell[2] for patch in patches), min(patch.cell[1] for patch in patches)
-        for patch in patches:
-            offset = ((patch.cell[0] - west) / S2_GSD, (north - patch.cell[3]) / S2_GSD)
-            if patch.epsg != patches[0].epsg or not np.allclose(offset, np.round(offset), atol=1e-6):
-                raise ArtifactError(
-                    f"patch {patch.id}: EPSG:{patch.epsg}, cell {patch.cell} does not lie on the {S2_GSD:g} m grid of"
-                    f" EPSG:{patches[0].epsg} that begins at {west}, {north}; run download again"
-                )
-        return cls(patches[0].epsg, west, north, round((north - south) / S2_GSD), round((east - west) / S2_GSD))
-
-    def transform(self, gsd: float) -> Affine:
-        return Affine(gsd, 0.0, self.west, 0.0, -gsd, self.north)
-
-    def shape(self, gsd: float) -> tuple[int, int]:
-        return round(self.rows * S2_GSD / gsd), round(self.columns * S2_GSD / gsd)
-
-    def offset(self, patch: Patch) -> tuple[int, int]:
-        """Row and column, at 10 m, of the north-west corner of the patch's cell."""
-        return round((self.north - patch.cell[3]) / S2_GSD), round((patch.cell[0] - self.west) / S2_GSD)
-
-
-@dataclass
 class Tally:
-    """Sums over the pixels of a date."""
+    """Sums over pixels: of a window, or of a date."""
 
     pixels: int = 0
+    """Of the ground that is made, at 2.5 m."""
     valid: int = 0
     compared: int = 0
-    difference: float = 0.0
+    """Values of `consistency`."""
+    difference: int = 0
+    """Their sum, in reflectance x 10000."""
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.pixels + other.pixels,
+            self.valid + other.valid,
+            self.compared + other.compared,
+            self.difference + other.difference,
+        )
 
     def summary(self) -> dict[str, float | None]:
-        """Share of the cells that the product covers, and its mean difference from Sentinel-2 in reflectance."""
+        """Share of the ground that the product covers, and its mean difference from Sentinel-2 in reflectance."""
+        difference = self.difference / REFLECTANCE_SCALE
         return {
             "valid_share": round(self.valid / self.pixels, 4),
-            "consistency_mae": round(self.difference / self.compared, 6) if self.compared else None,
+            "consistency_mae": round(difference / self.compared, 6) if self.compared else None,
         }
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A window as the network left it, with what the rest of the work needs."""
+
+    image: NDArray[np.float32]
+    """(C,H,W) reflectance of the window and `BLUR_PX` around it."""
+    scale: NDArray[np.float32] | None
+    latest: NDArray[np.uint16]
+    """(C,h,w) of the window, as the next two."""
+    clear: NDArray[np.bool_]
+    """(h,w): the latest image is clear."""
+    seen: NDArray[np.bool_]
+    """(h,w): the latest image has data, and some frame is clear."""
+
+
+@dataclass(frozen=True)
+class DateWork:
+    """One date of a region: the grid, the frames, and the windows that hold ground to be made."""
+
+    mosaic: Mosaic
+    store: FrameStore
+    target: Target
+    made: Sequence[Patch]
+    """Patches that the date saw clearly."""
+    resolver: SuperResolver
+    normalization: Normalization
+    precision: Precision
+
+    def windows(self, window_px: int) -> list[Window]:
+        """Windows of the mosaic (10 m pixels) that touch ground to be made, in a fixed order."""
+        every = windows((slice(0, self.mosaic.rows), slice(0, self.mosaic.columns)), window_px)
+        cells = np.array([self._cell(patch) for patch in self.made])
+        return [
+            window
+            for window in every
+            if (
+                (cells[:, 0] < window.bottom)
+                & (cells[:, 2] > window.top)
+                & (cells[:, 1] < window.right)
+                & (cells[:, 3] > window.left)
+            ).any()
+        ]
+
+    def read(self, window: Window, reader: FrameReader) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """Frames and masks of a window with as much around it as its result depends on."""
+        return reader.read(self._outer(window))
+
+    def estimate(self, window: Window, data: tuple[NDArray[np.uint16], NDArray[np.bool_]]) -> Estimated:
+        """Super-resolve what `read` gave."""
+        frames, clear = data
+        shifts = np.array([self.store.frames[frame.name].shift for frame in self.target.frames], np.float32)
+        image, scale = self.resolver.predict_with_scale(frames, clear, self.normalization, self.precision, shifts)
+        outer, inner = self._outer(window), self._in_frames(window)
+        blurred = inner.grow(BLUR_PX, self.store.grid.shape())
+        own, around = inner.inside(outer), blurred.inside(outer, SCALE)
+        latest = frames[0][(slice(None), *own)]
+        return Estimated(
+            image[(slice(None), *around)],
+            None if scale is None else scale[(slice(None), *inner.inside(outer, SCALE))],
+            latest,
+            clear[0][own],
+            clear[(slice(None), *own)].any(axis=0) & latest.any(axis=0),
+        )
+
+    def layers(self, window: Window, found: Estimated) -> tuple[dict[Layer, NDArray[np.uint16]], Tally]:
+        """The window of each layer, and what it adds to the date's sums."""
+        inner = self._in_frames(window)
+        blurred = inner.grow(BLUR_PX, self.store.grid.shape())
+        own, fine = inner.inside(blurred), inner.inside(blurred, SCALE)
+        displaced = self.store.frames[self.target.name].shift
+        difference = degrade(found.image, mtf=CONSISTENCY_MTF, shift=displaced)[(slice(None), *own)]
+        difference = np.abs(difference * REFLECTANCE_SCALE - found.latest)
+        ground = self._ground(window)
+        valid, comparable = found.seen & ground, found.clear & found.seen & ground
+        valid_fine = valid.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        image = found.image[(slice(None), *fine)]
+        made = {
+            SR: np.where(valid_fine, _counts(image, 1, 65535), np.uint16(SR.nodata)),
+            CONSISTENCY: np.where(
+                comparable, _counts(difference, 0, CONSISTENCY.nodata - 1, 1.0), np.uint16(CONSISTENCY.nodata)
+            ),
+        }
+        if found.scale is not None:
+            scale = _counts(found.scale, 0, UNCERTAINTY.nodata - 1)
+            made[UNCERTAINTY] = np.where(valid_fine, scale, np.uint16(UNCERTAINTY.nodata))
+        compared = made[CONSISTENCY][:, comparable]
+        tally = Tally(
+            int(np.count_nonzero(ground)) * SCALE**2,
+            int(np.count_nonzero(valid)) * SCALE**2,
+            compared.size,
+            int(compared.sum(dtype=np.int64)),
+        )
+        return made, tally
+
+    def _ground(self, window: Window) -> NDArray[np.bool_]:
+        """(h,w): the pixel lies in a cell that is made."""
+        ground = np.zeros(window.shape, bool)
+        for patch in self.made:
+            top, left, bottom, right = self._cell(patch)
+            if bottom > window.top and right > window.left:
+                ground[
+                    max(top - window.top, 0) : max(bottom - window.top, 0),
+                    max(left - window.left, 0) : max(right - window.left, 0),
+                ] = True
+        return ground
+
+    def _cell(self, patch: Patch) -> tuple[int, int, int, int]:
+        cell = self.mosaic.window(patch.cell)
+        return cell.top, cell.left, cell.bottom, cell.right
+
+    def _in_frames(self, window: Window) -> Window:
+        """A window of the mosaic, in pixels of the frames, which reach further by the patches' buffers."""
+        corner = self.store.grid.window(self.mosaic.bounds)
+        return Window(
+            window.top + corner.top, window.left + corner.left, window.bottom + corner.top, window.right + corner.left
+        )
+
+    def _outer(self, window: Window) -> Window:
+        return self._in_frames(window).grow(halo(self.resolver), self.store.grid.shape())
+
+
+def halo(resolver: SuperResolver) -> int:
+    """How far beyond a window its product depends on the frames, in 10 m pixels: the network's reach, and around the
+    image that of the point-spread function through which it is compared."""
+    return resolver.receptive_field // 2 + BLUR_PX
 
 
 def make_date(
@@ -139,7 +239,7 @@ def make_date(
     region: str,
     patches: Sequence[Patch],
     target: Target,
-    load: Callable[[Patch], S2Series],
+    store: FrameStore,
     resolver: SuperResolver,
     normalization: Normalization,
     provenance: Provenance,
@@ -147,42 +247,104 @@ def make_date(
     collection: str,
     window_px: int,
     precision: Precision = "float32",
-) -> tuple[dict[str, Any], bool]:
-    """Make `<root>/<region>/<date>/`, or keep it if it is there. Returns its STAC Item, and whether it was kept.
+    shares: Shares | None = None,
+) -> dict[str, Any]:
+    """Make `<root>/<region>/<date>/` and return its STAC Item.
 
-    `patches` are all of the region, whose cells make the mosaic; those without frames in `target` are nodata.
+    `patches` are all of the region, whose cells make the mosaic; those that are not the target's are nodata. `store`
+    holds the target's frames. Finished windows of an interrupted call with the same arguments are used. Adds the time
+    it takes to `shares`.
     """
-    folder = root / region / target.name
-    if (folder / ITEM_FILE).is_file():
-        kept: dict[str, Any] = json.loads((folder / ITEM_FILE).read_text(encoding="utf-8"))
-        return kept, True
-    aside = folder.with_name(f".{target.name}")
+    shares = Shares() if shares is None else shares
+    folder, aside = root / region / target.name, root / region / f".{target.name}"
+    pieces = root / region / f".{target.name}.windows"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    pieces.mkdir(parents=True, exist_ok=True)
+    made = [patch for patch in patches if patch.id in set(target.patches)]
     mosaic = Mosaic.of(patches)
-    seen = [patch for patch in patches if patch.id in target.frames]
-    sources: dict[str, dt.datetime] = {}
+    work = DateWork(mosaic, store, target, made, resolver, normalization, precision)
+    every = work.windows(window_px)
+    missing = [window for window in every if not (pieces / _name(window) / TALLY).is_file()]
+    with bounded_cache(), FrameReader.open([store.frames[frame.name] for frame in target.frames]) as reader:
+
+        def write(window: Window, found: Estimated) -> None:
+            _write_window(pieces / _name(window), mosaic, window, *work.layers(window, found))
+
+        steps = overlapped(missing, lambda window: work.read(window, reader), work.estimate, write, shares)
+        for _ in track(steps, f"{region} {target.timestamp:%Y-%m-%d}", len(missing)):
+            pass
+        with shares.while_finishing():
+            aside.mkdir()
+            item = _finish(aside, pieces, every, work, region, provenance, collection)
+            aside.rename(folder)
+            shutil.rmtree(pieces)
+    return item
+
+
+def kept_date(root: Path, region: str, target: Target) -> dict[str, Any] | None:
+    """The STAC Item of a date that is made, or None."""
+    path = root / region / target.name / ITEM_FILE
+    if not path.is_file():
+        return None
+    shutil.rmtree(root / region / f".{target.name}.windows", ignore_errors=True)
+    item: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return item
+
+
+def index_entry(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A date's line in `products.json`."""
+    properties = item["properties"]
+    short = {
+        name.removeprefix("subpixel:"): value for name, value in properties.items() if name.startswith("subpixel:")
+    }
+    names = ("region", "path", "patches", "frames", "valid_share", "consistency_mae", "years")
+    return {
+        "id": item["id"],
+        "datetime": properties["datetime"],
+        "bbox": item["bbox"],
+        "attribution": properties["attribution"],
+        **{name: short[name] for name in names},
+        "layers": [name for name, asset in item["assets"].items() if asset["href"].endswith(".tif")],
+    }
+
+
+def _name(window: Window) -> str:
+    return f"{window.top}_{window.left}"
+
+
+def _write_window(
+    folder: Path, mosaic: Mosaic, window: Window, layers: Mapping[Layer, NDArray[np.uint16]], tally: Tally
+) -> None:
+    """Write a window's pieces aside and rename their folder."""
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for layer, image in layers.items():
+        write_piece(aside / layer.file, image, layer, mosaic, window)
+    write_json(aside / TALLY, asdict(tally))
+    aside.rename(folder)
+
+
+def _finish(
+    folder: Path,
+    pieces: Path,
+    every: Sequence[Window],
+    work: DateWork,
+    region: str,
+    provenance: Provenance,
+    collection: str,
+) -> dict[str, Any]:
+    """Write all files of a date from its windows into `folder`."""
+    mosaic, target = work.mosaic, work.target
     tally = Tally()
-    with (
-        _raster(aside / "sr.raw.tif", mosaic, VHR_GSD, SR_NODATA) as sr,
-        _raster(aside / "consistency.raw.tif", mosaic, S2_GSD, CONSISTENCY_NODATA) as consistency,
-    ):
-        for patch in track(seen, f"{region} {target.timestamp:%Y-%m-%d}"):
-            series, frames = load(patch), target.frames[patch.id]
-            sources |= {series.product_ids[index]: series.timestamps[index] for index in frames}
-            parts = _super_resolve_cell(patch, series, frames, resolver, normalization, window_px, precision)
-            for window, image, difference in parts:
-                top, left = mosaic.offset(patch)
-                cell_rows, cell_columns = patch.cell_window()
-                row, column = top + window.top - cell_rows.start, left + window.left - cell_columns.start
-                _write(sr, image, row * SCALE, column * SCALE)
-                _write(consistency, difference, row, column)
-                compared = difference[0] != CONSISTENCY_NODATA
-                tally.pixels += image[0].size
-                tally.valid += int(np.count_nonzero(image[0]))
-                tally.compared += difference[:, compared].size
-                tally.difference += float(difference[:, compared].sum(dtype=np.float64)) / REFLECTANCE_SCALE
-    attribution = provenance.attribution([timestamp.year for timestamp in sources.values()])
+    for window in every:
+        tally += Tally(**json.loads((pieces / _name(window) / TALLY).read_text(encoding="utf-8")))
+    sources: dict[str, dt.datetime] = {}
+    for frame in target.frames:
+        for patch in target.patches:
+            sources |= work.store.frames[frame.name].products.get(patch, {})
+    years = sorted({taken.year for taken in sources.values()})
+    attribution = provenance.attribution(years)
     latest_first = sorted(sources, key=lambda name: (sources[name], name), reverse=True)
     tags = {
         "TIFFTAG_DATETIME": f"{target.timestamp:%Y:%m:%d %H:%M:%S}",
@@ -191,30 +353,36 @@ def make_date(
         "attribution": attribution,
         "region": region,
         "acquired": f"{target.timestamp.isoformat()}Z",
+    }
+    derived = {
+        **tags,
         "source_products": json.dumps(latest_first),
         **{name: str(value) for name, value in provenance.tags().items()},
     }
-    meaning = {
-        "sr": "surface or top-of-atmosphere reflectance as in the source, x 10000; 0: no data",
-        "consistency": (
-            f"|degrade(sr) - Sentinel-2| in reflectance x 10000, MTF {CONSISTENCY_MTF} at Nyquist; 65535: no data,"
-            " or the latest image is cloudy there"
-        ),
-    }
-    for name, nodata in (("sr", SR_NODATA), ("consistency", CONSISTENCY_NODATA)):
-        _to_cog(aside / f"{name}.raw.tif", aside / f"{name}.tif", nodata, {**tags, "content": meaning[name]})
+    layers = [SR, CONSISTENCY]
+    if (pieces / _name(every[0]) / UNCERTAINTY.file).is_file():
+        layers.append(UNCERTAINTY)
+    threads = os.cpu_count() or 1
+    for layer in layers:
+        parts = [Piece(pieces / _name(window) / layer.file, window) for window in every]
+        write_cog(folder / layer.file, layer, mosaic, parts, {**derived, "content": layer.content}, threads)
+    latest = work.store.frames[target.name]
+    corner = work.store.grid.window(mosaic.bounds)
+    whole = Piece(latest.path, Window(0, 0, mosaic.rows, mosaic.columns), (corner.top, corner.left))
+    of_pass = {name for those in latest.products.values() for name in those}
+    as_it_was = {**tags, "source_products": json.dumps(sorted(of_pass)), "content": S2.content}
+    write_cog(folder / S2.file, S2, mosaic, [whole], as_it_was, threads)
+    layers.insert(1, S2)
     title = f"{region}, {target.timestamp:%Y-%m-%d %H:%M} UTC, {VHR_GSD:g} m"
-    write_quicklook(aside / "sr.tif", aside / "quicklook.png", title, attribution)
+    write_quicklook(folder / SR.file, folder / "quicklook.png", title, attribution)
     item = describe_date(
         identifier=f"{region}-{target.name}",
         collection=collection,
         timestamp=target.timestamp,
-        cells=[patch.cell for patch in seen],
-        epsg=mosaic.epsg,
-        layers={
-            name: (mosaic.shape(gsd), tuple(mosaic.transform(gsd))[:6], nodata, gsd)
-            for name, gsd, nodata in (("sr", VHR_GSD, SR_NODATA), ("consistency", S2_GSD, CONSISTENCY_NODATA))
-        },
+        cells=[patch.cell for patch in work.made],
+        mosaic=mosaic,
+        layers=layers,
+        folder=folder,
         title=title,
         sources=latest_first,
         properties={
@@ -224,117 +392,15 @@ def make_date(
             **{f"subpixel:{name}": value for name, value in tally.summary().items()},
             "subpixel:region": region,
             "subpixel:path": f"{region}/{target.name}",
-            "subpixel:patches": len(seen),
-            "subpixel:frames": max(len(frames) for frames in target.frames.values()),
+            "subpixel:patches": len(work.made),
+            "subpixel:frames": len(target.frames),
+            "subpixel:years": years,
         },
     )
-    write_json(aside / ITEM_FILE, item)
-    aside.rename(folder)
-    return item, False
+    write_json(folder / ITEM_FILE, item)
+    return item
 
 
-def index_entry(item: Mapping[str, Any]) -> dict[str, Any]:
-    """A date's line in `products.json`."""
-    properties = item["properties"]
-    short = {
-        name.removeprefix("subpixel:"): value for name, value in properties.items() if name.startswith("subpixel:")
-    }
-    names = ("region", "path", "patches", "frames", "valid_share", "consistency_mae")
-    return {
-        "id": item["id"],
-        "datetime": properties["datetime"],
-        "bbox": item["bbox"],
-        "attribution": properties["attribution"],
-        **{name: short[name] for name in names},
-    }
-
-
-def _super_resolve_cell(
-    patch: Patch,
-    series: S2Series,
-    frames: Sequence[int],
-    resolver: SuperResolver,
-    normalization: Normalization,
-    window_px: int,
-    precision: Precision,
-) -> Iterator[tuple[Window, NDArray[np.uint16], NDArray[np.uint16]]]:
-    """Windows of the patch's cell, each with its product (4,4h,4w) and its consistency (4,h,w)."""
-    order = list(frames)
-    stack = np.ascontiguousarray(np.moveaxis(series.bands[order], -1, 1))
-    # the product lies on the series' common grid, the latest frame a little beside it
-    displaced = (float(series.shifts[order[0], 0]), float(series.shifts[order[0], 1]))
-    known = stack[0].any(axis=0)
-    clear = series.clear[order]
-    seen = clear.any(axis=0) & known
-    for window in windows(patch.cell_window(), window_px):
-        outer = window.grow(BLUR_PX, known.shape)
-        image = super_resolve_window(resolver, stack, clear, normalization, outer, precision, series.shifts[order])
-        rows, columns = window.slices
-        difference = degrade(image, mtf=CONSISTENCY_MTF, shift=displaced)[(slice(None), *window.inside(outer))]
-        difference = np.abs(difference * REFLECTANCE_SCALE - stack[0][:, rows, columns])
-        comparable = (clear[0] & seen)[rows, columns]
-        valid = seen[rows, columns].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-        counts = _counts(image[(slice(None), *window.inside(outer, SCALE))] * REFLECTANCE_SCALE, 1, 65535)
-        yield (
-            window,
-            np.where(valid, counts, np.uint16(SR_NODATA)),
-            np.where(comparable, _counts(difference, 0, CONSISTENCY_NODATA - 1), np.uint16(CONSISTENCY_NODATA)),
-        )
-
-
-def _counts(values: NDArray[np.float32], low: int, high: int) -> NDArray[np.uint16]:
-    return np.rint(values).clip(low, high).astype(np.uint16)
-
-
-@contextmanager
-def _raster(path: Path, mosaic: Mosaic, gsd: float, nodata: int) -> Iterator[Any]:
-    """A tiled GeoTIFF to write windows into; ground that nothing is written to takes no space and is nodata."""
-    rows, columns = mosaic.shape(gsd)
-    profile = {
-        "driver": "GTiff",
-        "height": rows,
-        "width": columns,
-        "count": len(BANDS),
-        "dtype": "uint16",
-        "nodata": nodata,
-        "crs": f"EPSG:{mosaic.epsg}",
-        "transform": mosaic.transform(gsd),
-        "tiled": True,
-        "blockxsize": TILE,
-        "blockysize": TILE,
-        "interleave": "pixel",
-        "sparse_ok": True,
-        "bigtiff": "IF_SAFER",
-    }
-    with rasterio.open(path, "w", **profile) as raster:
-        raster.colorinterp = [ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined]
-        raster.scales = [1 / REFLECTANCE_SCALE] * len(BANDS)
-        for number, band in enumerate(BANDS, start=1):
-            raster.set_band_description(number, band)
-        yield raster
-
-
-def _write(raster: Any, image: NDArray[np.uint16], row: int, column: int) -> None:
-    raster.write(image, window=RasterWindow(column, row, image.shape[2], image.shape[1]))
-
-
-def _to_cog(raw: Path, path: Path, nodata: int, tags: Mapping[str, str]) -> None:
-    """Rewrite a tiled GeoTIFF as a COG, and delete it. Raises `ArtifactError` where the result is not one."""
-    with rasterio.open(raw) as source:
-        longer = max(source.shape)
-    cog_translate(
-        raw,
-        path,
-        {**cog_profiles.get("deflate"), "predictor": 2, "blockxsize": TILE, "blockysize": TILE, "bigtiff": "IF_SAFER"},
-        nodata=nodata,
-        # until the longer side fits into a tile; by itself rio-cogeo stops at the shorter one
-        overview_level=max(0, math.ceil(math.log2(longer / TILE))),
-        overview_resampling="average",
-        in_memory=False,
-        additional_cog_metadata=dict(tags),
-        quiet=True,
-    )
-    raw.unlink()
-    valid, errors, warnings = cog_validate(path, strict=True, quiet=True)
-    if not valid:
-        raise ArtifactError(f"{path}: not a valid cloud-optimised GeoTIFF: {'; '.join([*errors, *warnings])}")
+def _counts(values: NDArray[np.float32], low: int, high: int, scale: float = REFLECTANCE_SCALE) -> NDArray[np.uint16]:
+    counts: NDArray[np.uint16] = np.rint(values * np.float32(scale)).clip(low, high).astype(np.uint16)
+    return counts

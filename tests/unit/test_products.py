@@ -16,7 +16,8 @@ from rio_cogeo.cogeo import cog_validate
 
 from sr_core.errors import ArtifactError
 from sr_core.inference.dates import PatchDates, Target, find_targets
-from sr_core.inference.products import Mosaic, Provenance, index_entry, make_date
+from sr_core.inference.mosaic import FrameStore, Mosaic
+from sr_core.inference.products import Provenance, index_entry, kept_date, make_date
 from sr_core.inference.stac import write_collection
 from sr_core.models.normalization import Normalization
 from sr_core.patches import Patch, make_patch
@@ -36,16 +37,20 @@ class Bicubic:
     frames: int = 8
     scale: int = 4
     receptive_field: int = 5
+    uncertainty: float | None = 0.02
+    windows: int = 0
 
-    def predict(
+    def predict_with_scale(
         self,
         frames: np.ndarray,
         clear: np.ndarray,
         normalization: Normalization,
         precision: str,
         shifts: np.ndarray,
-    ) -> np.ndarray:
-        return bicubic_upsample(frames[0].astype(np.float32) / 10_000)
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        self.windows += 1
+        image = bicubic_upsample(frames[0].astype(np.float32) / 10_000)
+        return image, None if self.uncertainty is None else np.full_like(image, self.uncertainty)
 
 
 def cell(row: int, column: int, cell_m: int = CELL) -> Patch:
@@ -70,18 +75,21 @@ def series(patch: Patch, days: list[dt.datetime] = DAYS) -> S2Series:
     )
 
 
-def make(root: Path, all_series: list[S2Series], target: Target, **changes: Any) -> tuple[Mapping[str, Any], bool]:
+def make(root: Path, all_series: list[S2Series], target: Target, **changes: Any) -> Mapping[str, Any]:
     by_patch = {each.patch.id: each for each in all_series}
+    patches = [each.patch for each in all_series]
+    store = FrameStore.write(root / f".frames-{target.name}", patches, target.frames, lambda patch: by_patch[patch.id])
     arguments = {
         "collection": "farm-sr",
         "window_px": 20,
         "provenance": WALD,
         "resolver": Bicubic(),
         "normalization": NORMALIZATION,
-        "load": lambda patch: by_patch[patch.id],
         **changes,
     }
-    return make_date(root, "farm", [each.patch for each in all_series], target, **arguments)
+    item = make_date(root, "farm", patches, target, store, **arguments)
+    store.remove()
+    return item
 
 
 def targets(all_series: list[S2Series], **changes: Any) -> list[Target]:
@@ -92,10 +100,13 @@ def targets(all_series: list[S2Series], **changes: Any) -> list[Target]:
 def test_a_mosaic_lies_where_it_says(tmp_path: Path) -> None:
     """Four cells become one seamless image, to the metre, with the values of the latest frame."""
     four = [series(cell(row, column)) for row in range(2) for column in range(2)]
-    item, kept = make(tmp_path, four, targets(four)[-1])
+    item = make(tmp_path, four, targets(four)[-1])
     folder = tmp_path / "farm" / "20170131T083005"
-    assert not kept
-    assert {path.name for path in folder.iterdir()} == {"sr.tif", "consistency.tif", "quicklook.png", "item.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"{name}.tif" for name in ("sr", "s2", "consistency", "uncertainty")),
+        "quicklook.png",
+        "item.json",
+    }
 
     with rasterio.open(folder / "sr.tif") as sr:
         assert sr.crs.to_epsg() == EPSG
@@ -112,7 +123,7 @@ def test_a_mosaic_lies_where_it_says(tmp_path: Path) -> None:
     inner = (slice(20, -20), slice(20, -20))  # a cell at the edge of all patches has no neighbour's pixels
     np.testing.assert_allclose(image[0][inner], (2300 + columns + 2 * rows)[inner], atol=2)
     assert image.min() > 0
-    for name in ("sr", "consistency"):
+    for name in ("sr", "s2", "consistency", "uncertainty"):
         assert cog_validate(folder / f"{name}.tif", strict=True) == (True, [], [])
     assert item["properties"]["subpixel:valid_share"] == 1.0
     assert item["properties"]["subpixel:consistency_mae"] < 0.0005
@@ -149,7 +160,7 @@ def test_what_nobody_saw_is_nodata(tmp_path: Path) -> None:
 def test_a_cloudy_patch_is_a_hole_in_the_mosaic(tmp_path: Path) -> None:
     two = [series(cell(0, column)) for column in range(2)]
     two[1].clear[-1, :30] = False
-    item, _ = make(tmp_path, two, targets(two)[-1])
+    item = make(tmp_path, two, targets(two)[-1])
     with rasterio.open(tmp_path / "farm" / "20170131T083005" / "sr.tif") as sr:
         image = sr.read()
         assert sr.bounds.right == WEST + 2 * CELL
@@ -160,8 +171,9 @@ def test_a_cloudy_patch_is_a_hole_in_the_mosaic(tmp_path: Path) -> None:
 
 def test_consistency_is_the_distance_from_sentinel_2(tmp_path: Path) -> None:
     class Brighter(Bicubic):
-        def predict(self, *arguments: Any) -> np.ndarray:
-            return super().predict(*arguments) + np.array([0.01, 0, 0, 0.03], np.float32)[:, None, None]
+        def predict_with_scale(self, *arguments: Any) -> tuple[np.ndarray, np.ndarray | None]:
+            image, scale = super().predict_with_scale(*arguments)
+            return image + np.array([0.01, 0, 0, 0.03], np.float32)[:, None, None], scale
 
     one = series(cell(0, 0))
     make(tmp_path, [one], targets([one])[-1], resolver=Brighter())
@@ -171,21 +183,32 @@ def test_consistency_is_the_distance_from_sentinel_2(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.mean(axis=(1, 2)), [100, 0, 0, 300], atol=2)
 
 
-def test_a_date_is_made_once_and_never_seen_half(tmp_path: Path) -> None:
-    one = series(cell(0, 0))
-    target = targets([one])[-1]
+def test_an_interrupted_date_goes_on_with_its_next_window(tmp_path: Path) -> None:
+    class Torn(Bicubic):
+        def predict_with_scale(self, *arguments: Any) -> tuple[np.ndarray, np.ndarray | None]:
+            if self.windows == 2:
+                raise MemoryError("torn")
+            return super().predict_with_scale(*arguments)
 
-    def broken(patch: Patch) -> S2Series:
-        raise ArtifactError("torn")
+    two = [series(cell(0, column)) for column in range(2)]
+    target = targets(two)[-1]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    make(whole, two, target, resolver=Bicubic())
 
-    with pytest.raises(ArtifactError, match="torn"):
-        make(tmp_path, [one], target, load=broken)
-    assert not (tmp_path / "farm" / target.name).exists()
+    with pytest.raises(MemoryError, match="torn"):
+        make(resumed, two, target, resolver=Torn())
+    assert kept_date(resumed, "farm", target) is None
+    assert not (resumed / "farm" / target.name).exists()
+    rest = Bicubic()
+    item = make(resumed, two, target, resolver=rest)
+    assert rest.windows == 8 - 2  # two cells of 32 pixels, windows of at most 20: 2 rows of 4
+    assert contents(resumed / "farm" / target.name) == contents(whole / "farm" / target.name)
+    assert kept_date(resumed, "farm", target) == item
+    assert [path.name for path in (resumed / "farm").iterdir()] == [target.name]  # nothing is left behind
 
-    first, kept = make(tmp_path, [one], target)
-    assert not kept
-    assert make(tmp_path, [one], target, load=broken) == (first, True)
-    assert [path.name for path in (tmp_path / "farm").iterdir()] == [target.name]
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_tags_say_where_it_comes_from(tmp_path: Path) -> None:
@@ -208,7 +231,7 @@ def test_attributions() -> None:
 
 def test_stac_can_be_read_back(tmp_path: Path) -> None:
     one = series(cell(0, 0))
-    items = [make(tmp_path, [one], target)[0] for target in targets([one])]
+    items = [make(tmp_path, [one], target) for target in targets([one])]
     write_collection(tmp_path, "farm-sr", "A farm.", items, real=True)
 
     collection = pystac.Collection.from_file(str(tmp_path / "collection.json"))
@@ -245,19 +268,6 @@ def test_the_quicklook_carries_the_attribution(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "farm" / "20170131T083005" / "quicklook.png") as source:
         below = source.read((1, 2, 3))[:, -30:]
     assert (below.min(axis=0) < 128).sum() > 100  # drawn, not only in the metadata
-
-
-def test_every_clear_pass_is_a_target() -> None:
-    early = [day - dt.timedelta(seconds=40) for day in DAYS]
-    two = [series(cell(0, 0)), series(cell(0, 1), early)]
-    two[0].clear[1] = False
-    two[0].clear[2] = two[1].clear[2] = False
-    two[1].clear[3, :30] = False
-    found = targets(two, frames=2)
-    left, right = (each.patch.id for each in two)
-    assert [target.timestamp for target in found] == [early[0], early[1], early[3]]
-    assert [dict(target.frames) for target in found] == [{left: (0,), right: (0,)}, {right: (1, 0)}, {left: (3, 0)}]
-    assert dict(targets(two, frames=8, max_age_days=20)[-1].frames) == {left: (3,)}
 
 
 def test_cells_that_share_no_grid_are_refused() -> None:
