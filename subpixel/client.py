@@ -116,10 +116,8 @@ class Client:
         `std` (4,) in reflectance are those of the place over time (none: of the request); shifts (T,2) are the frames'
         displacements in their pixels. Raises `ServiceError` with the server's sentence where it refuses.
         """
-        given = {"frames": frames, "clear": clear, "mean": mean, "std": std, "shifts": shifts}
-        buffer = io.BytesIO()
-        np.savez(buffer, **{name: np.asarray(array) for name, array in given.items() if array is not None})
-        return read_answer(self.ask(buffer.getvalue(), NPZ, NPZ, uncertainty, consistency), self.url)
+        body = pack(frames=frames, clear=clear, mean=mean, std=std, shifts=shifts)
+        return read_answer(self.ask(body, NPZ, NPZ, uncertainty, consistency), self.url)
 
     def predict_files(
         self,
@@ -193,6 +191,13 @@ class Client:
             named = f" (request {request})" if request else ""
             raise ServiceError(f"{self.url}: {answer.status}: {_sentence(answer.data, answer.status)}{named}")
         return answer.data
+
+
+def pack(**arrays: Any) -> bytes:
+    """A request's body: an `.npz` of the arrays that are not None."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    return buffer.getvalue()
 
 
 def read_answer(content: bytes, source: str) -> Answer:
