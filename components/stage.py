@@ -325,7 +325,7 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
     rank, world, _ = torchrun_numbers()
     if world > 1 and not stage.by_torchrun:
         raise ConfigError(f"{stage.name}: found {world} processes, started by torchrun, expected one")
-    store = storage_for(root)
+    store = storage_for(root, config.storage)
     input_keys = gather_input_keys(stage, store)
     key = stage_key(stage, config, input_keys)
     kept = read_record(store, stage.folder)
@@ -379,7 +379,7 @@ def run_nodes(stage: Stage, config: Config, root: str) -> None:
 
     Raises `ArtifactError` where they are done and the record is not there.
     """
-    store = storage_for(root)
+    store = storage_for(root, config.storage)
     key = stage_key(stage, config, gather_input_keys(stage, store))
     if (read_record(store, stage.folder) or {}).get("key") == key:
         return
@@ -394,7 +394,7 @@ def run_nodes(stage: Stage, config: Config, root: str) -> None:
 
 def run_shard(stage: Stage, config: Config, root: str, shard: Shard) -> None:
     """Do the work of a shard's patches below `root`, unless the stage or the shard is done. Writes no record."""
-    store = storage_for(root)
+    store = storage_for(root, config.storage)
     key = stage_key(stage, config, input_keys := gather_input_keys(stage, store))
     parts = f"{SHARDS}/{stage.folder}/{key}/{shard.number}-of-{shard.count}"
     record = read_record(store, stage.folder)

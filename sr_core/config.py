@@ -463,6 +463,29 @@ class SuperResolve(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; none: as many as cores")
 
 
+class StorageSettings(Section):
+    """How S3 is spoken to. Results do not depend on it. What is not given here is as boto3 finds it (AWS_ENDPOINT_URL,
+    AWS_REGION, profiles, roles); credentials always are."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = Field(
+        None, description="URL of an S3-compatible server; none: AWS_ENDPOINT_URL, or AWS itself"
+    )
+    region: str | None = Field(
+        None, min_length=1, description="region of the bucket; none: AWS_REGION, or the profile's"
+    )
+    addressing_style: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="bucket in the path (endpoint/bucket/key) or in the host name (bucket.endpoint/key)"
+    )
+    anonymous: bool = Field(False, description="sign nothing: for public buckets, without credentials")
+    max_attempts: int = Field(
+        6, ge=1, le=50, description="of a request that fails for a passing reason, with growing pauses"
+    )
+    timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="silence of the server after which a request is made again"
+    )
+    transfers: int = Field(8, ge=1, le=64, description="objects in transfer at the same time")
+
+
 class Config(Section):
     """A whole run."""
 
@@ -474,6 +497,7 @@ class Config(Section):
     period: Period | None = Field(None, description="none: all dates of the source (files only)")
     source: Source
     grid: Grid = Field(default_factory=lambda: Grid())
+    storage: StorageSettings = Field(default_factory=lambda: StorageSettings())
     preparation: Preparation = Field(default_factory=lambda: Preparation())
     cloud_shadow_filter: CloudShadowFilter = Field(default_factory=lambda: CloudShadowFilter())
     normalize: Normalize = Field(default_factory=lambda: Normalize())

@@ -37,7 +37,7 @@ def work(context: Context) -> Result:
         return Result(skipped="package.publish_to is not set")
     archive = read_json(context.inputs["package"] / RECORD)
     version = f"{settings.version}-{archive['key'][:8]}"
-    store = storage_for(f"{str(settings.publish_to).rstrip('/')}/{settings.model_name}")
+    store = storage_for(f"{str(settings.publish_to).rstrip('/')}/{settings.model_name}", context.config.storage)
     place = f"{store.uri}/{version}"
     written = store.read(f"{version}/{INDEX}")
     if written is None:

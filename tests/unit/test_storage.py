@@ -1,20 +1,26 @@
 """Storage, local and on a real S3 server (SeaweedFS)."""
 
+import datetime as dt
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from components import stage as runtime
-from sr_core.config import Config, parse_config
+from sr_core.config import Config, StorageSettings, parse_config
 from sr_core.errors import ArtifactError, StorageError
 from sr_core.storage import S3Storage, storage_for
 from tests.seaweed import BUCKET, S3Server, seaweed
+from tests.servers.s3_proxy import S3Proxy, s3_proxy
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,14 @@ def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    """The same server behind a proxy, which notes what is asked."""
+    with s3_proxy(s3) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
+        yield running
+
+
+@pytest.fixture
 def artifact(tmp_path: Path) -> Path:
     folder = tmp_path / "artifact"
     (folder / "region" / "patch").mkdir(parents=True)
@@ -44,29 +58,6 @@ def artifact(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-class Recorder:
-    """Notes what is asked of the S3 client, in order."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-        self.calls: list[tuple[str, str]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.client, name)
-
-    def upload_file(self, path: str, bucket: str, key: str, **options: Any) -> None:
-        self.calls.append(("put", key))
-        self.client.upload_file(path, bucket, key, **options)
-
-    def delete_object(self, **options: Any) -> None:
-        self.calls.append(("delete", options["Key"]))
-        self.client.delete_object(**options)
-
-    def download_file(self, bucket: str, key: str, path: str) -> None:
-        self.calls.append(("get", key))
-        self.client.download_file(bucket, key, path)
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
@@ -99,73 +90,127 @@ def test_an_upload_replaces_the_artifact_before_it(where: str, s3: S3Server, art
     assert "masks/a.json" in store.names("masks")
 
 
-def test_the_record_goes_first_and_comes_last(s3: S3Server, artifact: Path) -> None:
-    client = Recorder(s3.client())
-    store = S3Storage(f"s3://{BUCKET}/run", client)
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_what_is_there_already_is_kept(where: str, s3: S3Server, artifact: Path, tmp_path: Path) -> None:
+    store = storage_for(f"s3://{BUCKET}/runs/kept" if where == "s3" else str(tmp_path / "root"))
+    assert store.upload(artifact, "patches", last="run.json") == 3
+    assert store.upload(artifact, "patches", last="run.json") == 0
+    (artifact / "new.json").write_text("[]")
+    before = {entry.name: entry.modified for entry in store.entries("patches")}
+    assert store.upload(artifact, "patches") == 1
+    after = {entry.name: entry.modified for entry in store.entries("patches")}
+    assert {name: after[name] for name in before} == before
+    assert store.folders() == ["patches"] and store.folders("patches") == ["region"] and store.folders("no") == []
+
+
+def test_the_record_goes_first_and_comes_last_where_objects_change(proxy: S3Proxy, artifact: Path) -> None:
+    store = storage_for(f"s3://{BUCKET}/run")
     store.upload(artifact, "patches", last="run.json")
     (artifact / "a.json").rename(artifact / "b.json")
-    client.calls.clear()
+    (artifact / "region" / "patch" / "bands.npy").write_bytes(b"other")
+    proxy.requests.clear()
 
     store.upload(artifact, "patches", last="run.json")
 
-    assert client.calls == [
-        ("delete", "run/patches/run.json"),
-        ("put", "run/patches/b.json"),
-        ("put", "run/patches/region/patch/bands.npy"),
-        ("delete", "run/patches/a.json"),
-        ("put", "run/patches/run.json"),
-    ]
+    changes = [(method, path.partition("?")[0]) for method, path in proxy.requests if method in ("PUT", "DELETE")]
+    place = f"/{BUCKET}/run/patches"
+    assert changes[0] == ("DELETE", f"{place}/run.json")
+    assert sorted(changes[1:3]) == [("PUT", f"{place}/b.json"), ("PUT", f"{place}/region/patch/bands.npy")]
+    assert changes[3:] == [("DELETE", f"{place}/a.json"), ("PUT", f"{place}/run.json")]
 
 
-def test_an_upload_that_breaks_leaves_no_record(s3: S3Server, artifact: Path) -> None:
-    class Breaking(Recorder):
-        def upload_file(self, path: str, bucket: str, key: str, **options: Any) -> None:
-            if key.endswith("bands.npy"):
-                raise ConnectionResetError("the line went dead")
-            super().upload_file(path, bucket, key, **options)
-
-    store = S3Storage(f"s3://{BUCKET}/run")
+def test_objects_that_are_added_leave_the_record_in_place_until_its_successor(proxy: S3Proxy, artifact: Path) -> None:
+    store = storage_for(f"s3://{BUCKET}/run")
     store.upload(artifact, "patches", last="run.json")
-    with pytest.raises(ConnectionResetError):
-        S3Storage(f"s3://{BUCKET}/run", Breaking(s3.client())).upload(artifact, "patches", last="run.json")
-    assert store.read("patches/run.json") is None
+    (artifact / "b.json").write_text("{}")
+    (artifact / "run.json").write_text('{"key": "2"}')
+    proxy.requests.clear()
+    store.upload(artifact, "patches", last="run.json")
+    assert proxy.calls("DELETE") == []
+    assert proxy.calls("PUT") == ["run/patches/b.json", "run/patches/run.json"]
 
 
-def test_a_truncated_download_is_never_seen(s3: S3Server, artifact: Path, tmp_path: Path) -> None:
-    class Truncating(Recorder):
-        def download_file(self, bucket: str, key: str, path: str) -> None:
-            super().download_file(bucket, key, path)
-            os.truncate(path, Path(path).stat().st_size - 1)
-
-    S3Storage(f"s3://{BUCKET}/run").upload(artifact, "patches", last="run.json")
-    with pytest.raises(StorageError, match=r"run/patches/a\.json: expected 2 bytes, got 1"):
-        S3Storage(f"s3://{BUCKET}/run", Truncating(s3.client())).download("patches", tmp_path / "back")
-    assert contents(tmp_path / "back") == {}
-
-
-def test_only_what_changed_is_downloaded_again(s3: S3Server, artifact: Path, tmp_path: Path) -> None:
-    client = Recorder(s3.client())
-    store = S3Storage(f"s3://{BUCKET}/run", client)
+def test_only_what_changed_is_downloaded_again(proxy: S3Proxy, artifact: Path, tmp_path: Path) -> None:
+    store = storage_for(f"s3://{BUCKET}/run")
     store.upload(artifact, "patches")
     store.download("patches", tmp_path / "back")
     os.utime(tmp_path / "back" / "a.json", (0, 0))  # as if the object were newer, and of the same size
-    client.calls.clear()
+    proxy.requests.clear()
 
     store.download("patches", tmp_path / "back")
 
-    assert client.calls == [("get", "run/patches/a.json")]
+    assert proxy.calls("HEAD") == ["run/patches/a.json"] * len(proxy.calls("HEAD"))
+    assert [key for key in proxy.calls("GET") if key] == ["run/patches/a.json"]
 
 
-def test_names_that_lead_out_of_the_folder_are_refused(s3: S3Server, tmp_path: Path) -> None:
-    class Hostile(Recorder):
-        def get_paginator(self, name: str) -> Any:
-            return self
-
-        def paginate(self, **options: Any) -> Iterator[dict[str, Any]]:
-            yield {"Contents": [{"Key": "run/patches/../../escaped", "Size": 1}]}
-
+def test_names_that_lead_out_of_the_folder_are_refused(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = S3Storage(f"s3://{BUCKET}/run")
+    hostile = {"Key": "run/patches/../../escaped", "Size": 1, "LastModified": dt.datetime.now(dt.UTC)}
+    monkeypatch.setattr(store, "_pages", lambda *_: iter([{"Contents": [hostile]}]))  # no server stores such a key
     with pytest.raises(StorageError, match="leads out of the folder"):
-        S3Storage(f"s3://{BUCKET}/run", Hostile(s3.client())).download("patches", tmp_path / "a" / "b")
+        store.download("patches", tmp_path / "a" / "b")
+
+
+def test_long_listings_are_read_page_by_page(proxy: S3Proxy) -> None:
+    client, store = proxy.upstream.client(), storage_for(f"s3://{BUCKET}/many")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: client.put_object(Bucket=BUCKET, Key=f"many/{n:04d}/x", Body=b""), range(1003)))
+    assert [*store.names()] == [f"{number:04d}/x" for number in range(1003)]
+    assert store.folders() == [f"{number:04d}" for number in range(1003)]
+    assert len(proxy.calls("GET")) >= 4
+    store.remove("")
+    assert not [*store.names()]
+
+
+def test_a_link_is_read_without_credentials_and_by_ranges_until_it_expires(s3: S3Server, artifact: Path) -> None:
+    store = storage_for(f"s3://{BUCKET}/run")
+    store.upload(artifact, "patches")
+    content = (artifact / "region" / "patch" / "bands.npy").read_bytes()
+    link = store.link("patches/region/patch/bands.npy", 60)
+    assert requests.get(link, timeout=10).content == content
+    part = requests.get(link, headers={"Range": "bytes=100-199"}, timeout=10)
+    assert (part.status_code, part.content) == (206, content[100:200])
+    assert requests.get(link.partition("?")[0], timeout=10).status_code == 403
+    short = store.link("patches/a.json", 1)
+    time.sleep(2.5)
+    assert requests.get(short, timeout=10).status_code == 403
+    with pytest.raises(StorageError, match=r"found 604801 s, expected 1 to 604800 s"):
+        store.link("patches/a.json", 604801)
+
+
+def test_pages_and_pictures_come_with_their_media_types(s3: S3Server, tmp_path: Path) -> None:
+    for name in ("index.html", "app.js", "style.css", "sr.tif", "quicklook.png", "catalog.json", "weights.bin"):
+        (tmp_path / name).write_bytes(b"x")
+    storage_for(f"s3://{BUCKET}/site").upload(tmp_path, "")
+    found = {path.name: s3.client().head_object(Bucket=BUCKET, Key=f"site/{path.name}") for path in tmp_path.iterdir()}
+    assert {name: answer["ContentType"].partition(";")[0] for name, answer in found.items()} == {
+        "index.html": "text/html",
+        "app.js": "text/javascript",
+        "style.css": "text/css",
+        "sr.tif": "image/tiff",
+        "quicklook.png": "image/png",
+        "catalog.json": "application/json",
+        "weights.bin": "application/octet-stream",
+    }
+    assert {name for name, answer in found.items() if answer.get("CacheControl") == "no-cache"} == {
+        "index.html",
+        "catalog.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("style", "host", "path"),
+    [("path", "s3.example.org:8333", "/bucket/run/a"), ("virtual", "bucket.s3.example.org:8333", "/run/a")],
+)
+def test_endpoint_region_and_addressing_are_settings(s3: S3Server, style: Any, host: str, path: str) -> None:
+    settings = StorageSettings(endpoint="https://s3.example.org:8333", region="eu-west-3", addressing_style=style)
+    link = urlsplit(storage_for("s3://bucket/run", settings).link("a"))
+    assert (link.netloc, link.path) == (host, path)
+    assert "eu-west-3%2Fs3%2Faws4_request" in link.query and "AWS4-HMAC-SHA256" in link.query
+    anonymous = storage_for("s3://bucket/run", settings.model_copy(update={"anonymous": True})).link("a")
+    assert "Signature" not in anonymous
 
 
 @pytest.mark.parametrize(
@@ -199,10 +244,11 @@ def test_what_is_wrong_with_s3_is_said(
         assert uri.removeprefix("s3://") in str(caught.value)
 
 
-def test_a_server_that_does_not_answer_is_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match=rf"s3://{BUCKET}/run/run.json: Could not connect .*127.0.0.1:9"):
-        storage_for(f"s3://{BUCKET}/run").read("run.json")
+def test_a_server_that_does_not_answer_is_named(s3: S3Server) -> None:
+    settings = StorageSettings(endpoint="http://127.0.0.1:9", max_attempts=2)
+    expected = rf"s3://{BUCKET}/run/run.json: Could not connect .*127.0.0.1:9.*is AWS_ENDPOINT_URL .* right"
+    with pytest.raises(StorageError, match=expected):
+        storage_for(f"s3://{BUCKET}/run", settings).read("run.json")
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/run", "s3:///run"])
