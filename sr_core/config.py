@@ -455,6 +455,7 @@ class Package(Section):
 class SuperResolve(Section):
     bundle: Path | None = Field(None, description="model bundle to use instead of the one this run trains")
     dates: tuple[dt.date, ...] = Field((), description="only these dates; none: every clear date")
+    since: dt.date | None = Field(None, description="earlier dates are only frames of later ones; none: no such day")
     max_dates: int | None = Field(None, ge=1, description="at most this many of each region, the latest")
     window_px: int = Field(256, ge=16, le=4096, description="side of a window in low-resolution pixels")
     max_frame_cloud: Fraction = Field(0.10, description="a frame cloudier than this over a patch is not used")

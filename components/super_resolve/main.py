@@ -218,9 +218,12 @@ def regions(patches: Sequence[Patch]) -> dict[str, list[Patch]]:
 def choose(settings: SuperResolve, targets: Sequence[Target]) -> set[dt.date]:
     """The days to make. Raises `DataError` where none is clear, or one that was asked for is not."""
     days = sorted({target.timestamp.date() for target in targets})
+    if settings.since is not None:
+        days = [day for day in days if day >= settings.since]
     if not days:
+        since = f" since {settings.since}" if settings.since else ""
         raise DataError(
-            "super_resolve: no date of any patch is clear; expected one with at most"
+            f"super_resolve: no date of any patch{since} is clear; expected one with at most"
             f" super_resolve.max_frame_cloud = {settings.max_frame_cloud:g} of cloud or nodata"
         )
     missing = [str(day) for day in settings.dates if day not in days]
