@@ -31,6 +31,7 @@ from sr_core.errors import SubpixelError
 from sr_core.progress import console
 
 HERE = Path(__file__).parent
+SERVING = HERE.parent / "serving" / "Dockerfile"
 COMMON = ("tools", "base", "tables", "patches", "learning", "patches-learning")
 """Targets of components/Dockerfile, each before those that stand on it."""
 
@@ -39,8 +40,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m components.images", description=__doc__.splitlines()[0])
     parser.add_argument("--base-image", default="debian:bookworm-slim", help="what all images stand on")
     parser.add_argument("--torch", choices=["cpu", "cuda"], default="cpu", help="which build of PyTorch")
+    parser.add_argument("--serving", action="store_true", help="only the image of the model server")
     arguments = parser.parse_args()
     try:
+        if arguments.serving:
+            build_serving(arguments.base_image, arguments.torch)
+            return 0
         build(arguments.base_image, arguments.torch)
     except SubpixelError as error:
         console.print(f"images: error: {error}", markup=False)
@@ -52,19 +57,32 @@ def main() -> int:
 def build(base_image: str = "debian:bookworm-slim", torch: str = "cpu") -> None:
     """Build every image. Raises `SubpixelError` with the end of the log of one that fails."""
     with pip_configuration() as secrets:
-        for target in COMMON:
-            options = [
-                "--target",
-                target,
-                "--build-arg",
-                f"BASE_IMAGE={base_image}",
-                "--build-arg",
-                f"TORCH_VARIANT={torch}",
-            ]
-            build_one(f"{IMAGE_PREFIX}-{target}:{IMAGE_TAG}", HERE / "Dockerfile", [*options, *secrets])
+        build_common(COMMON, base_image, torch, secrets)
         for stage in STAGES:
-            arguments = ["--build-arg", f"REVISION={git_commit() or 'unknown'}"]
-            build_one(image_of(stage), HERE / stage / "Dockerfile", [*arguments, *secrets])
+            build_one(image_of(stage), HERE / stage / "Dockerfile", [*revision(), *secrets])
+    build_serving(base_image, torch)
+
+
+def build_serving(base_image: str = "debian:bookworm-slim", torch: str = "cpu") -> str:
+    """Build the image of the model server, and what it stands on. Returns its name."""
+    image = f"{IMAGE_PREFIX}-serving:{IMAGE_TAG}{'-cuda' if torch == 'cuda' else ''}"
+    with pip_configuration() as secrets:
+        build_common(("tools", "base"), base_image, torch, secrets)
+        build_one(image, SERVING, ["--build-arg", f"TORCH_VARIANT={torch}", *revision(), *secrets])
+    return image
+
+
+def build_common(targets: tuple[str, ...], base_image: str, torch: str, secrets: list[str]) -> None:
+    """Build targets of components/Dockerfile."""
+    arguments = ["--build-arg", f"BASE_IMAGE={base_image}", "--build-arg", f"TORCH_VARIANT={torch}"]
+    for target in targets:
+        options = ["--target", target, *arguments, *secrets]
+        build_one(f"{IMAGE_PREFIX}-{target}:{IMAGE_TAG}", HERE / "Dockerfile", options)
+
+
+def revision() -> list[str]:
+    """The build argument that names the commit."""
+    return ["--build-arg", f"REVISION={git_commit() or 'unknown'}"]
 
 
 def build_one(image: str, dockerfile: Path, options: list[str]) -> None:
