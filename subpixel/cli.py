@@ -344,6 +344,31 @@ def submit(
         _show_result(loaded.name, place)
 
 
+@app.command()
+def browse(
+    where: Annotated[
+        str, typer.Argument(metavar="PLACE", help="A run, a folder of runs or a site: a folder or s3://bucket/prefix.")
+    ],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of 127.0.0.1; 0 is any free one.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the address only.")] = False,
+) -> None:
+    """Look at runs and products in the browser: maps, dates, pixel values, reports. A bucket may be private."""
+    import webbrowser
+
+    from subpixel.browser.server import Browser
+
+    server = Browser(storage_for(where), port)
+    console.print(f"{where}: [bold]{server.url}[/bold]  (Ctrl-C ends it)", soft_wrap=True)
+    if not no_open:
+        webbrowser.open(server.url)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        console.print("ended")
+    finally:
+        server.server_close()
+
+
 def _stage_command(name: str) -> Callable[..., None]:
     def command(
         config: ConfigFile,
