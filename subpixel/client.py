@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import urllib3
@@ -116,8 +116,9 @@ class Client:
         `std` (4,) in reflectance are those of the place over time (none: of the request); shifts (T,2) are the frames'
         displacements in their pixels. Raises `ServiceError` with the server's sentence where it refuses.
         """
-        body = pack(frames=frames, clear=clear, mean=mean, std=std, shifts=shifts)
-        return read_answer(self.ask(body, NPZ, NPZ, uncertainty, consistency), self.url)
+        wanted = {"uncertainty": uncertainty or None, "consistency": consistency or None}
+        body = pack(frames=frames, clear=clear, mean=mean, std=std, shifts=shifts, **wanted)
+        return read_answer(self.ask(body, NPZ, NPZ), self.url)
 
     def predict_files(
         self,
@@ -125,26 +126,28 @@ class Client:
         output: Path,
         clear: Sequence[Path] = (),
         *,
+        dates: Sequence[str] = (),
         uncertainty: bool = False,
         consistency: bool = False,
     ) -> Path:
-        """Super-resolve GeoTIFFs into a cloud-optimised GeoTIFF at `output`, which is returned.
+        """Super-resolve GeoTIFFs into a cloud-optimised GeoTIFF, or the arrays of an `.npz`, by the suffix of `output`.
 
-        frames are one file of 4 bands a date, latest first, on one grid; clear one file a date, 0 where unusable.
-        Raises `ServiceError` where a file is missing, the server refuses or cannot be reached.
+        frames are one file of 4 bands a date, latest first, on one grid; clear one file a date, 0 where unusable; dates
+        in ISO 8601, for the attribution. Uncertainty and consistency need an `.npz`. Returns `output`. Raises
+        `ServiceError` where a file is missing, the server refuses or cannot be reached.
         """
         if clear and len(clear) != len(frames):
             raise ServiceError(f"clear: found {len(clear)} files for {len(frames)} frames, expected one a frame")
-        fields = {
-            f"{kind}_{number}": (path.name, _content(path), TIFF)
+        fields: dict[str, Any] = {
+            f"{kind}_{number}": (path.name, content_of(path), TIFF)
             for kind, paths in (("frame", frames), ("clear", clear))
             for number, path in enumerate(paths)
         }
+        options = {"dates": list(dates), "uncertainty": uncertainty, "consistency": consistency}
+        if chosen := {name: value for name, value in options.items() if value}:
+            fields["options"] = json.dumps(chosen)
         body, content_type = urllib3.encode_multipart_formdata(fields)
-        content = self.ask(body, content_type, TIFF, uncertainty, consistency)
-        if content[:2] not in (b"II", b"MM"):
-            raise ServiceError(f"{self.url}: found an answer of {len(content)} bytes, expected a TIFF")
-        write_whole(output, content)
+        write_whole(output, self.ask(body, content_type, NPZ if output.suffix == ".npz" else TIFF))
         return output
 
     def predict_stored(
@@ -166,22 +169,22 @@ class Client:
         request: dict[str, Any] = {"frames": [dict(frame) for frame in frames], "output": output}
         if window is not None:
             request["window"] = list(window)
-        content = self.ask(json.dumps(request).encode(), JSON, JSON, uncertainty, consistency)
+        if uncertainty:
+            request["uncertainty"] = True
+        if consistency:
+            request["consistency"] = True
+        content = self.ask(json.dumps(request).encode(), JSON, JSON)
         try:
             answer: dict[str, Any] = json.loads(content)
         except ValueError as error:
             raise ServiceError(f"{self.url}: the answer is not JSON ({error})") from None
         return answer
 
-    def ask(
-        self, body: bytes, content_type: str, accept: str, uncertainty: bool = False, consistency: bool = False
-    ) -> bytes:
-        """Send one body as it is; returns the answer's. Raises `ServiceError` unless the state is 200."""
-        wanted = {name: "true" for name, on in (("uncertainty", uncertainty), ("consistency", consistency)) if on}
-        url = f"{self.url}?{urlencode(wanted)}" if wanted else self.url
+    def ask(self, body: bytes, content_type: str, accept: str) -> bytes:
+        """Send one body as it is; returns the answer's. Raises `ServiceError` unless the answer is of type `accept`."""
         headers = {**self._pool.headers, "Content-Type": content_type, "Accept": accept}
         try:
-            answer = self._pool.request("POST", url, body=body, headers=headers)
+            answer = self._pool.request("POST", self.url, body=body, headers=headers)
         except urllib3.exceptions.MaxRetryError as error:
             raise ServiceError(f"{self.url}: no answer: {error.reason}; does the server run?") from error
         except urllib3.exceptions.HTTPError as error:
@@ -190,6 +193,9 @@ class Client:
             request = answer.headers.get("x-request-id")
             named = f" (request {request})" if request else ""
             raise ServiceError(f"{self.url}: {answer.status}: {_sentence(answer.data, answer.status)}{named}")
+        found = answer.headers.get("content-type", "no media type")
+        if found.partition(";")[0] != accept:
+            raise ServiceError(f"{self.url}: found an answer of {found}, expected {accept}; is it a model server?")
         return answer.data
 
 
@@ -226,7 +232,8 @@ def _sentence(content: bytes, status: int) -> str:
         return text or {401: "a token is asked for", 403: "not allowed"}.get(status, "no reason given")
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """All bytes of a file. Raises `ServiceError` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from serving.archive import build_archive, digest, sources
+from serving.container import drained
 from serving.local import Server, serve
 from sr_core.errors import ArtifactError, ServiceError, SourceError
 from sr_core.models.bundle import DESCRIPTION, WEIGHTS
 from sr_core.progress import say
 from sr_core.sources.products import sensing_time
-from subpixel.client import NPZ, TIFF, Client, write_whole
+from subpixel.client import NPZ, TIFF, Client, content_of, write_whole
 
 ALLOWED_PREFIXES = "SUBPIXEL_ALLOWED_PREFIXES"
 """Environment variable of the server: where in S3 a request may read and write, separated by commas."""
 LOOK_EVERY_S = 0.5
+DRAIN_TIMEOUT_S = 60.0
 
 
 def archive_of(bundle: Path, model: str, folder: Path) -> Path:
@@ -65,6 +69,8 @@ def serve_until_stopped(archive: Path, port: int, allowed: Sequence[str], starte
                 if os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     log = (server.logs / "console.log").read_text(encoding="utf-8", errors="replace")
                     raise ServiceError("TorchServe has ended by itself:\n" + "\n".join(log.splitlines()[-5:]))
+            say("answering what was asked before; no longer than it takes, or a minute")
+            drained(server.url, [archive.stem], time.monotonic() + DRAIN_TIMEOUT_S)
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
@@ -89,15 +95,20 @@ def predict(
     wanted = {"uncertainty": uncertainty, "consistency": consistency}
     if clear and len(clear) != len(frames):
         raise ServiceError(f"--clear: found {len(clear)} masks for {len(frames)} frames, expected one a frame")
-    order = latest_first(frames)
-    frames, clear = [frames[index] for index in order], [clear[index] for index in order if clear]
+    dates = dates_of(frames)
+    if dates:
+        order = sorted(range(len(frames)), key=dates.__getitem__, reverse=True)
+        frames, dates = [frames[index] for index in order], [dates[index] for index in order]
+        clear = [clear[index] for index in order] if clear else []
+    told = [date.isoformat() for date in dates]
     remote = {name.startswith("s3://") for name in (*frames, output)}
     if len(remote) > 1:
         raise ServiceError(f"frames and --out {output}: expected all in S3, or all on this machine")
     if remote == {True}:
         named: list[dict[str, str]] = [{"item" if name.endswith(".json") else "image": name} for name in frames]
-        for frame, mask in zip(named, clear, strict=False):
-            frame["clear"] = mask
+        for key, values in (("clear", clear), ("date", told)):
+            for frame, value in zip(named, values, strict=False):  # one each, or none
+                frame[key] = value
         answer = client.predict_stored(named, output, window, **wanted)
         return [str(place) for place in answer.get("keys", {}).values()]
     if window is not None:
@@ -106,15 +117,15 @@ def predict(
         if len(frames) > 1 or clear:
             raise ServiceError(f"{frames[0]}: an .npz holds the frames of one request and their masks; give it alone")
         kind = NPZ if output.endswith(".npz") else TIFF
-        write_whole(Path(output), client.ask(Path(frames[0]).read_bytes(), NPZ, kind, **wanted))
+        write_whole(Path(output), client.ask(content_of(Path(frames[0])), NPZ, kind))
         return [output]
-    return [str(client.predict_files([*map(Path, frames)], Path(output), [*map(Path, clear)], **wanted))]
+    paths, masks = [*map(Path, frames)], [*map(Path, clear)]
+    return [str(client.predict_files(paths, Path(output), masks, dates=told, **wanted))]
 
 
-def latest_first(names: Sequence[str]) -> list[int]:
-    """Order of names: by the date in each, latest first; as they are where one has none."""
+def dates_of(names: Sequence[str]) -> list[dt.datetime]:
+    """The date in each name; nothing where one has none."""
     try:
-        dates = [sensing_time(PurePosixPath(name).name, name) for name in names]
+        return [sensing_time(PurePosixPath(name).name, name) for name in names]
     except SourceError:
-        return list(range(len(names)))
-    return sorted(range(len(names)), key=dates.__getitem__, reverse=True)
+        return []
