@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,47 @@ def test_it_goes_on_where_it_was_stopped(root: Path, bundle: Path) -> None:
     assert (folders[0] / "sr.tif").stat().st_mtime_ns == kept
     assert {path: path.read_bytes() for folder in folders for path in folder.iterdir()} == before
     assert sorted(path.name for path in folders[1].parent.iterdir()) == [folder.name for folder in folders]
+
+
+def test_killed_again_and_again_it_makes_the_same_files(root: Path, bundle: Path, tmp_path: Path) -> None:
+    settings = config(bundle=bundle, max_dates=1, window_px=16, threads=1)
+    whole = Path(shutil.copytree(root, tmp_path / "whole"))
+    products = root / "products"
+
+    def windows() -> set[Path]:
+        return set(products.glob("farmland/.*.windows/[0-9]*/tally.json"))
+
+    def dates_begun() -> bool:
+        return any(path.parent.name.startswith(".") for path in products.glob("farmland/.*/sr.tif"))
+
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(["components.super_resolve.main"])
+    finished: set[Path] = set()
+    for far_enough in (lambda: len(windows()) >= 3, lambda: len(windows()) >= 20, dates_begun):
+        process = processes.Process(target=run, args=(STAGE, settings, str(root)))
+        process.start()
+        deadline = time.monotonic() + 60
+        while process.is_alive() and not far_enough() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert process.is_alive()
+        process.kill()
+        process.join()
+        assert not (products / "run.json").exists()
+        assert windows() > finished  # work goes on; nothing that was finished is lost
+        unchanged = {path: path.stat().st_mtime_ns for path in finished}
+        finished = windows()
+    assert len(finished) == 4 * 8
+    assert all(path.stat().st_mtime_ns == when for path, when in unchanged.items())  # nor done again
+
+    run(STAGE, settings, str(root))
+    run(STAGE, settings, str(whole))
+    assert not [path for path in products.rglob(".*") if path.name != ".key"]
+    assert contents(products) == contents(whole / "products")
+
+
+def contents(products: Path) -> dict[str, bytes]:
+    files = [path for path in products.rglob("*") if path.is_file() and path.name != "run.json"]
+    return {path.relative_to(products).as_posix(): path.read_bytes() for path in files}
 
 
 def test_the_run_s_own_model_is_used(root: Path, bundle: Path) -> None:
