@@ -1,6 +1,7 @@
 """The service's core behind Triton's Python backend; the archive's content lies beside this file.
 
-A request has the tensors of an `.npz` request, and its answer those of the answer (`config.pbtxt`). See docs/serving.md.
+A request has the tensors of an `.npz` request, and its answer those of that answer (`config.pbtxt`); docs/serving.md
+says more.
 """
 
 import sys
