@@ -3,8 +3,9 @@
     python3 -m serving.container          serve the archives of $SUBPIXEL_MODEL_STORE
     python3 -m serving.container ready    exit status 0 where all of them are loaded and their workers wait for requests
 
-The configuration is config.properties with the addresses that the environment names, nothing else changed:
-`SUBPIXEL_INFERENCE_ADDRESS` and `SUBPIXEL_METRICS_ADDRESS`. Management stays on the container's own loopback interface.
+The configuration is config.properties with the addresses that `SUBPIXEL_INFERENCE_ADDRESS` and
+`SUBPIXEL_METRICS_ADDRESS` name; management stays on the container's own loopback interface. Workers see the credentials
+of S3 only where `SUBPIXEL_ALLOWED_PREFIXES` lets requests name objects.
 
 TorchServe drops what it is working on when it gets SIGTERM, and what waits. So SIGTERM comes here first: for
 `SUBPIXEL_DRAIN_DELAY_S` seconds all goes on as before, for as long takes Kubernetes to tell its proxies that
@@ -16,6 +17,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,12 +27,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from serving.local import command, find_java
 from sr_core.errors import ArtifactError, ConfigError, SubpixelError
 
 INFERENCE, METRICS = "SUBPIXEL_INFERENCE_ADDRESS", "SUBPIXEL_METRICS_ADDRESS"
 MODEL_STORE, DRAIN_DELAY, DRAIN_TIMEOUT = "SUBPIXEL_MODEL_STORE", "SUBPIXEL_DRAIN_DELAY_S", "SUBPIXEL_DRAIN_TIMEOUT_S"
+ALLOWED_PREFIXES = "SUBPIXEL_ALLOWED_PREFIXES"
 DEFAULTS = {
+    ALLOWED_PREFIXES: "",
     INFERENCE: "http://127.0.0.1:8080",
     METRICS: "http://127.0.0.1:8082",
     MODEL_STORE: "/models",
@@ -38,6 +41,8 @@ DEFAULTS = {
     DRAIN_TIMEOUT: "600",
 }
 MANAGEMENT_PORT = 8081
+HIDDEN_BUT_S3 = "(?!AWS_).*(SECRET|TOKEN|PASSWORD|API_KEY).*"
+"""Variables that workers do not see where they read and write objects."""
 PROBE_TIMEOUT_S = 5.0
 QUIET_S = 0.5
 """A request that is answered faster found nothing before it."""
@@ -63,21 +68,27 @@ def main(arguments: list[str]) -> int:
 
 def run(settings: Mapping[str, str]) -> int:
     """Serve until SIGTERM, or until TorchServe ends by itself. Returns the exit status."""
+    from serving.local import command, find_java  # not for the probe, which runs every few seconds
+
     names = models(settings)
     java = find_java()
     if java is None:
         raise ArtifactError("java: not found; TorchServe needs a Java runtime (11 or later) on PATH or in JAVA_HOME")
     delay, timeout = (seconds(settings, name) for name in (DRAIN_DELAY, DRAIN_TIMEOUT))
-    folder = Path(tempfile.mkdtemp(prefix="ts-"))
+    # the same after a restart of the container, whose /tmp outlives it in a pod
+    folder = Path(tempfile.gettempdir()) / "torchserve"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
     config = folder / "config.properties"
     config.write_text(configuration(settings), encoding="utf-8")
-    logs = {"LOG_LOCATION": str(folder), "METRICS_LOCATION": str(folder)}
+    server, *options = command(java, config, Path(settings[MODEL_STORE]), folder)
+    logging = f"-Dlog4j2.configurationFile={Path(__file__).parent / 'log4j2.xml'}"
     # blocked, so that none is missed between two looks, and given back to the child
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process = subprocess.Popen(
-        command(java, config, Path(settings[MODEL_STORE]), folder),
+        [server, logging, *options],
         cwd=folder,
-        env={**os.environ, **logs, "TMPDIR": str(folder)},
+        env={**os.environ, "TMPDIR": str(folder)},
         preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS),
     )
     while True:
@@ -108,12 +119,14 @@ def models(settings: Mapping[str, str]) -> list[str]:
 
 
 def configuration(settings: Mapping[str, str]) -> str:
-    """config.properties with the addresses of the environment."""
+    """config.properties with what the environment says. Raises `ConfigError` where an address is none."""
     changes = {
         "inference_address": settings[INFERENCE],
         "management_address": f"http://127.0.0.1:{MANAGEMENT_PORT}",
         "metrics_address": settings[METRICS],
     }
+    if settings[ALLOWED_PREFIXES]:
+        changes["blacklist_env_vars"] = HIDDEN_BUT_S3
     for name, address in ((INFERENCE, settings[INFERENCE]), (METRICS, settings[METRICS])):
         if not urlsplit(address).hostname or not urlsplit(address).port:
             raise ConfigError(f"{name}: expected http://address:port, found {address!r}")

@@ -176,9 +176,8 @@ def test_management_is_never_open_and_metrics_only_by_value(chart, path):
 
 
 def test_the_environment_that_the_chart_sets_is_the_one_that_the_container_reads(chart):
-    read = {*DEFAULTS, "SUBPIXEL_ALLOWED_PREFIXES"}
     given = {name for name in environment(server_of(rendered(chart, STORE))) if name.startswith("SUBPIXEL_")}
-    assert given == read
+    assert given == set(DEFAULTS)
 
 
 def test_gpus_are_asked_for_tolerated_and_served_by_the_cuda_image(chart):
