@@ -21,9 +21,11 @@ from eolearn.core import OverwritePermission
 from pyproj.exceptions import ProjError
 from rasterio.transform import Affine
 from sentinelhub import CRS, BBox, UtmZoneSplitter
+from shapely.errors import GEOSException
 from shapely.geometry import box, shape
 from shapely.geometry.base import BaseGeometry
 from shapely.ops import transform as reproject
+from shapely.ops import unary_union
 
 from sr_core import SCALE
 from sr_core.config import Area, Grid
@@ -90,13 +92,7 @@ class Patch:
 def area_outline(area: Area) -> BaseGeometry:
     """The area's outline in EPSG:4326. Raises `AreaError` outside UTM's validity (84 N to 80 S)."""
     if area.geojson is not None:
-        try:
-            raw = json.loads(area.geojson.read_text(encoding="utf-8"))
-            features = raw.get("features")
-            geometry = features[0]["geometry"] if features else raw.get("geometry", raw)
-            outline = shape(geometry)
-        except (OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise AreaError(f"area.geojson {area.geojson}: expected a polygon as GeoJSON, found {error}") from error
+        outline = _read_outline(area.geojson)
     else:
         assert area.bbox is not None
         try:
@@ -117,6 +113,24 @@ def area_outline(area: Area) -> BaseGeometry:
             f"area: found west {west:g}, south {south:g}, east {east:g}, north {north:g} degrees;"
             " UTM, and so Sentinel-2's grid, reaches from 80 S to 84 N"
         )
+    return outline
+
+
+def _read_outline(path: Path) -> BaseGeometry:
+    """All polygons of a GeoJSON file together. Raises `AreaError` where there is none, or something else."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        parts = [
+            shape(feature["geometry"])
+            for feature in raw.get("features", [raw if "geometry" in raw else {"geometry": raw}])
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, GEOSException) as error:
+        raise AreaError(f"area.geojson {path}: expected a polygon as GeoJSON, found {error}") from error
+    others = sorted({part.geom_type for part in parts if part.geom_type not in ("Polygon", "MultiPolygon")})
+    outline = unary_union(parts)
+    if others or outline.is_empty or not outline.area:
+        found = ", ".join(others) or ("an empty polygon" if parts else "no feature")
+        raise AreaError(f"area.geojson {path}: found {found}; expected polygons that hold some ground")
     return outline
 
 

@@ -56,8 +56,8 @@ CONTENT_TYPES = {
     ".webmanifest": "application/manifest+json",
 }
 """What `mimetypes` does not know, or takes from the machine."""
-REWRITTEN = (".html", ".json")
-"""Pages and indices are written again under the same name: a browser has to ask whether they are still the same."""
+REWRITTEN = (".html", ".json", ".js", ".css")
+"""Pages, their parts and indices are written again under the same name: a browser has to ask whether they changed."""
 
 
 def is_remote(uri: str) -> bool:
@@ -108,6 +108,9 @@ class Storage(Protocol):
     def fetch(self, name: str, path: Path) -> None:
         """Copy one object to a file."""
 
+    def fetch_all(self, names: Iterable[str], folder: Path) -> None:
+        """Copy objects to the files of their names below a folder."""
+
     def send(self, path: Path, name: str) -> None:
         """Copy one file to the object `name`."""
 
@@ -137,6 +140,9 @@ class _Files(ABC):
     def entries(self, prefix: str = "", deep: bool = True) -> Iterator[Entry]: ...
 
     @abstractmethod
+    def fetch(self, name: str, path: Path) -> None: ...
+
+    @abstractmethod
     def send(self, path: Path, name: str) -> None: ...
 
     @abstractmethod
@@ -154,6 +160,9 @@ class _Files(ABC):
     def names(self, prefix: str = "", deep: bool = True) -> Iterator[str]:
         for entry in self.entries(prefix, deep):
             yield entry.name
+
+    def fetch_all(self, names: Iterable[str], folder: Path) -> None:
+        self._each(lambda name: self.fetch(name, folder / name), names)
 
     def put(self, files: Mapping[str, Path], prefix: str, last: str | None = None) -> int:
         there = {entry.name: entry for entry in self.entries(prefix)}

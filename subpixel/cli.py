@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import yaml
 from rich.table import Table
 
 from components.stage import FOLDERS, STAGES, main, only_run
-from sr_core.config import load_config
+from sr_core.config import Config, StorageSettings, load_config, validated
 from sr_core.errors import ArtifactError, ConfigError, SubpixelError
 from sr_core.progress import console
 from sr_core.storage import is_remote, storage_for
@@ -496,6 +497,163 @@ def predict_files(
         console.print(place, markup=False)
 
 
+Root = Annotated[
+    str | None,
+    typer.Option("--root", help="Run the stage alone, on the artifacts that lie here: a folder or s3://bucket/prefix."),
+]
+S3Endpoint = Annotated[
+    str | None, typer.Option("--s3-endpoint", metavar="URL", help="S3-compatible server.  [default: AWS_ENDPOINT_URL]")
+]
+S3Region = Annotated[str | None, typer.Option("--s3-region", help="Region of the bucket.  [default: AWS_REGION]")]
+S3Addressing = Annotated[
+    str | None, typer.Option("--s3-addressing", metavar="STYLE", help="Bucket in the `path` or the host: `virtual`.")
+]
+
+
+def _s3_settings(endpoint: str | None, region: str | None, addressing: str | None) -> dict[str, str]:
+    given = {"endpoint": endpoint, "region": region, "addressing_style": addressing}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+@app.command("super-resolve")
+def super_resolve_area(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file; the options replace what it says.")
+    ] = None,
+    area: Annotated[
+        Path | None, typer.Option("--area", metavar="FILE", help="Polygons as GeoJSON, longitude and latitude.")
+    ] = None,
+    bbox: Annotated[str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Box in degrees.")] = None,
+    tile: Annotated[str | None, typer.Option("--tile", help="Sentinel-2 tile, such as 32TNR: 110 km square.")] = None,
+    place: Annotated[
+        list[str] | None, typer.Option("--place", metavar="NAME", help="Scene of a folder; may be repeated.")
+    ] = None,
+    start: Annotated[
+        dt.datetime | None, typer.Option("--start", formats=["%Y-%m-%d"], metavar="DAY", help="First day of images.")
+    ] = None,
+    end: Annotated[
+        dt.datetime | None, typer.Option("--end", formats=["%Y-%m-%d"], metavar="DAY", help="Last day of images.")
+    ] = None,
+    date: Annotated[
+        list[dt.datetime] | None,
+        typer.Option("--date", formats=["%Y-%m-%d"], metavar="DAY", help="Only this day; may be repeated."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            help="earth-search, cdse, sentinelhub, simulated, a STAC catalogue's URL or file, or a folder of files."
+            "  [default: earth-search]",
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Folder of a model bundle.  [default: the one that ships]")
+    ] = None,
+    out: Out = None,
+    publish_to: Annotated[
+        str | None,
+        typer.Option("--publish", metavar="SITE", help="Then publish: a folder or s3://bucket/prefix."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin without asking.")] = False,
+    s3_endpoint: S3Endpoint = None,
+    s3_region: S3Region = None,
+    s3_addressing: S3Addressing = None,
+    root: Root = None,
+) -> None:
+    """Super-resolve an area: every clear date of a period becomes a GeoTIFF of 2.5 m, from eight frames each.
+
+    Reads the area from the source, masks clouds, and makes the images; says before what that takes. What is finished is
+    kept: after Ctrl-C, or a kill, the same command continues.
+
+    With --root, the stage alone, as in a graph.
+    """
+    from subpixel.area import Request, configure
+
+    days = tuple(day.date() for day in date or ())
+    settings = _s3_settings(s3_endpoint, s3_region, s3_addressing)
+    if root is not None:
+        others = (area, bbox, tile, place, start, end, date, source, bundle, out, publish_to, *settings)
+        if config is None or any(others):
+            raise typer.BadParameter("the stage alone takes CONFIG, and no other option", param_hint="--root")
+        raise typer.Exit(main(STAGES["super_resolve"], ["--config", str(config), "--root", root]))
+    request = Request(
+        config=config,
+        area=area,
+        bbox=bbox,
+        tile=tile,
+        places=tuple(place or ()),
+        start=start and start.date(),
+        end=end and end.date(),
+        dates=days,
+        source=source,
+        bundle=bundle,
+        storage=settings,
+    )
+    loaded = configure(request, os.environ)
+    place_of_run = out or f"artifacts/{loaded.name}"
+    if not is_remote(place_of_run):
+        place_of_run = str(Path(place_of_run).resolve())
+    _super_resolve(loaded, place_of_run, publish_to, ask=not yes)
+
+
+def _super_resolve(config: Config, root: str, site: str | None, *, ask: bool) -> None:
+    from subpixel.area import announce, super_resolve
+    from subpixel.publish import publish
+
+    announce(config, root)
+    if ask and sys.stdin.isatty() and not typer.confirm("begin?", default=True, err=True):
+        raise typer.Exit(0)
+    with only_run(root):
+        try:
+            record = super_resolve(config, root)
+            if site is not None:
+                run = storage_for(root, config.storage)
+                publish([run], storage_for(site, config.storage), name=config.name)
+        except KeyboardInterrupt:
+            console.print("[yellow]stopped[/yellow]: run the same command again to continue")
+            raise typer.Exit(130) from None
+    console.print(f"{record['counts']['products']} images: {root}/{FOLDERS['super_resolve']}", markup=False)
+    console.print(f"look at them: subpixel browse {site or root}", markup=False)
+
+
+@app.command("publish")
+def publish_runs(
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... SITE", help="Runs, then the site: folders or s3://bucket/prefix."),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the run in the site.  [default: that of its folder]")
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Of the site.  [default: its own, or its name]")] = None,
+    s3_endpoint: S3Endpoint = None,
+    s3_region: S3Region = None,
+    s3_addressing: S3Addressing = None,
+    root: Root = None,
+) -> None:
+    """Publish runs as a site: products, reports and the page that shows them, as static files.
+
+    What is there already is not sent again, and other runs in the site stay. With --root, the stage that publishes
+    models: `subpixel publish CONFIG --root ROOT`.
+    """
+    from subpixel.publish import publish
+
+    if root is not None:
+        if len(places) != 1 or name or title:
+            raise typer.BadParameter("the stage alone takes CONFIG, and no other option", param_hint="--root")
+        raise typer.Exit(main(STAGES["publish"], ["--config", places[0], "--root", root]))
+    if len(places) < 2:
+        raise typer.BadParameter(
+            "found one place, expected one or more runs and then the site", param_hint="RUN... SITE"
+        )
+    *runs, site = places
+    if name is not None and len(runs) > 1:
+        raise typer.BadParameter("found several runs, expected one where it is given a name", param_hint="--name")
+    settings = validated(StorageSettings, _s3_settings(s3_endpoint, s3_region, s3_addressing), "--s3-...")
+    catalog = publish([storage_for(run, settings) for run in runs], storage_for(site, settings), name=name, title=title)
+    console.print(f"{site}: {len(catalog['runs'])} runs; look at them: subpixel browse {site}", markup=False)
+
+
 STAGE_HELP = {
     "cloud_shadow_filter": "Mask clouds and shadows; decide which acquisitions are kept.",
     "normalize": "Cloud-free statistics by region and VHR tile.",
@@ -504,8 +662,6 @@ STAGE_HELP = {
     "evaluate": "Compare the model with bicubic and the temporal mean on test samples.",
     "delineate": "Field delineation on bicubic and on super-resolved images.",
     "package": "Build the TorchServe archive.",
-    "publish": "Publish the model and its archive to package.publish_to.",
-    "super_resolve": "Super-resolve every clear date into cloud-optimised GeoTIFFs.",
     "report": "Write report.html and metrics.json of what has been reached.",
 }
 for stage_name, stage_help in STAGE_HELP.items():

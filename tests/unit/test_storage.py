@@ -196,6 +196,8 @@ def test_pages_and_pictures_come_with_their_media_types(s3: S3Server, tmp_path: 
     }
     assert {name for name, answer in found.items() if answer.get("CacheControl") == "no-cache"} == {
         "index.html",
+        "app.js",
+        "style.css",
         "catalog.json",
     }
 
