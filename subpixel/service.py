@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -51,11 +52,17 @@ def serve_until_stopped(archive: Path, port: int, allowed: Sequence[str], starte
     """Serve an archive at a port of 127.0.0.1 until SIGINT or SIGTERM; `started` is called when the model is loaded.
 
     `allowed` are the s3:// prefixes that requests may name. Raises `ArtifactError` where the model does not load, and
-    `ServiceError` where the server ends by itself.
+    `ServiceError` where the port is taken or the server ends by itself.
     """
     for prefix in allowed:
         if not prefix.removeprefix("s3://").partition("/")[0] or not prefix.startswith("s3://"):
             raise ServiceError(f"--allow {prefix}: expected s3://bucket/prefix")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServiceError(f"--port {port}: {error.strerror}; choose another") from error
     if allowed:
         os.environ[ALLOWED_PREFIXES] = ",".join(allowed)
     stopped = threading.Event()

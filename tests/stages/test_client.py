@@ -127,7 +127,9 @@ Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
 @contextmanager
-def misbehaving(faults: list[Fault], answer: bytes) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def misbehaving(
+    faults: list[Fault], answer: bytes, kind: str = "application/x-npz"
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """A server that answers 200 with `answer` after its faults; its address, and the headers of its requests."""
     seen: list[dict[str, str]] = []
 
@@ -141,6 +143,7 @@ def misbehaving(faults: list[Fault], answer: bytes) -> Iterator[tuple[str, list[
                 faults.pop(0)(self, answer)
                 return
             self.send_response(200)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
@@ -191,8 +194,10 @@ def test_a_redirection_is_not_followed_with_the_token() -> None:
 
 
 def test_another_answer_than_an_image() -> None:
-    with (
-        misbehaving([], b"<html>a gateway's page</html>") as (address, _),
-        pytest.raises(ServiceError, match=r"the answer is not an .npz with the array `sr`"),
+    page = b"<html>a gateway's page</html>"
+    for kind, sentence in (
+        ("text/html", "found an answer of text/html, expected application/x-npz"),
+        ("application/x-npz", r"the answer is not an .npz with the array `sr`"),
     ):
-        Client(address).predict(stack()[0])
+        with misbehaving([], page, kind) as (address, _), pytest.raises(ServiceError, match=sentence):
+            Client(address).predict(stack()[0])
