@@ -223,6 +223,15 @@ def test_pods_reach_the_port_of_their_s3_server(chart, endpoint, ports):
     assert policy["spec"]["egress"][1]["to"][0]["ipBlock"]["except"] == ["169.254.169.254/32"]
 
 
+def test_the_example_s_ingress_lets_the_largest_request_and_the_longest_answer_pass(chart):
+    annotations = of_kind(rendered(chart, example("on-premises")), "Ingress")["metadata"]["annotations"]
+    properties = (REPOSITORY / "serving" / "config.properties").read_text().splitlines()
+    (largest,) = [int(line.partition("=")[2]) for line in properties if line.startswith("max_request_size=")]
+    assert int(annotations["nginx.ingress.kubernetes.io/proxy-body-size"].removesuffix("m")) << 20 >= largest
+    workers = yaml.safe_load((REPOSITORY / "serving" / "model-config.yaml").read_text())
+    assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) >= workers["responseTimeout"]
+
+
 def test_a_canary_shares_the_service_and_has_one_of_its_own(chart):
     objects = rendered(chart, example("canary"))
     stable, canary = of_kind(objects, "Deployment"), of_kind(objects, "Deployment", "-canary")
