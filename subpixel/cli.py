@@ -490,7 +490,7 @@ def predict_files(
     of the server is read from SUBPIXEL_TOKEN.
     """
     from subpixel.client import Client
-    from subpixel.service import predict
+    from subpixel.predict import predict
 
     client = Client(server, model, version, os.environ.get("SUBPIXEL_TOKEN"))
     for place in predict(client, frames, out, clear or (), window, uncertainty, consistency):
