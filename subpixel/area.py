@@ -35,6 +35,8 @@ from sr_core.storage import is_remote
 CHAIN = ("download", "cloud_shadow_filter", "super_resolve", "report")
 TILE_M = 109_800.0
 """Side of a Sentinel-2 tile."""
+SQUARE_M = 100_000.0
+"""Side of the square of MGRS that gives the tile its name."""
 TILE_GRID_M = 60.0
 """Tiles begin where all of its resolutions have the edge of a pixel."""
 TILE_NAME = re.compile(r"T?(?P<square>(0?[1-9]|[1-5][0-9]|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])", re.IGNORECASE)
@@ -175,9 +177,11 @@ def tile_area(name: str) -> dict[str, Any]:
         zone, hemisphere, east, north = mgrs.MGRS().MGRSToUTM(square)
     except MGRSError as error:
         raise AreaError(f"{wrong}; its zone and band have no such square") from error
-    west = math.floor(east / TILE_GRID_M) * TILE_GRID_M
+    # of a square without digits, mgrs gives the centre
+    corner = (math.floor(east / SQUARE_M) * SQUARE_M, (math.floor(north / SQUARE_M) + 1) * SQUARE_M)
+    west = math.floor(corner[0] / TILE_GRID_M) * TILE_GRID_M
     equator = 0.0 if hemisphere == "N" else 1e7
-    top = math.ceil((north + 1e5 - equator) / TILE_GRID_M) * TILE_GRID_M + equator
+    top = math.ceil((corner[1] - equator) / TILE_GRID_M) * TILE_GRID_M + equator
     epsg = (32600 if hemisphere == "N" else 32700) + int(zone)
     return {"bbox": [west, top - TILE_M, west + TILE_M, top], "crs": f"EPSG:{epsg}", "region": f"t{square.lower()}"}
 
