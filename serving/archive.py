@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ from sr_core.models.bundle import DESCRIPTION, SuperResolver, load_bundle
 from sr_core.models.normalization import Normalization
 
 HERE = Path(__file__).parent
-PACKED = ("handler.py", "core.py", "model-config.yaml")
+PACKED = ("handler.py", "model-config.yaml")
+PACKAGES = (
+    *("serving/__init__.py", "serving/core.py", "serving/formats.py", "serving/objects.py"),
+    *("sr_core/__init__.py", "sr_core/radiometry/__init__.py", "sr_core/radiometry/resample.py"),
+)
+"""What the handler imports of this project; there it lies before an installation of it."""
 SAMPLE_SIDE = 24
 
 
@@ -41,7 +47,12 @@ def build_archive(bundle: Path, output: Path, model_name: str, version: str) -> 
         for name in PACKED:
             shutil.copy(HERE / name, folder / name)
         shutil.copy(bundle / DESCRIPTION, folder / DESCRIPTION)
+        for name in PACKAGES:
+            target = folder / "packages" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(HERE.parent / name, target)
         export_program(resolver, folder / "program.pt2")
+        describe_program(resolver, folder / "program.json")
         write_sample(resolver, folder)
         output.mkdir(parents=True, exist_ok=True)
         archive = output / f"{model_name}.mar"
@@ -54,11 +65,7 @@ def build_archive(bundle: Path, output: Path, model_name: str, version: str) -> 
             "version": version,
             "sha256": digest(archive),
             "bytes": archive.stat().st_size,
-            "files": {
-                path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
-                for path in sorted(folder.iterdir())
-                if path.is_file()
-            },
+            "files": contents(archive),
             "input": {"frames": resolver.frames, "bands": list(BANDS), "scale": resolver.scale},
             "versions": {
                 "python": platform.python_version(),
@@ -78,7 +85,7 @@ def export_program(resolver: SuperResolver, path: Path) -> None:
     """
     dim = torch.export.Dim
     batch = dim("batch", min=1, max=64)
-    height, width = (dim(name, min=core.MIN_SIDE, max=core.MAX_SIDE) for name in ("height", "width"))
+    height, width = (dim(name, min=core.MIN_SIDE, max=core.NETWORK_SIDE) for name in ("height", "width"))
     # a batch of one would be taken for a constant
     frames = torch.zeros(2, resolver.frames, len(BANDS), SAMPLE_SIDE, SAMPLE_SIDE + 4)
     clear = torch.ones(2, resolver.frames, SAMPLE_SIDE, SAMPLE_SIDE + 4)
@@ -92,6 +99,19 @@ def export_program(resolver: SuperResolver, path: Path) -> None:
         torch.export.save(program, path)
 
 
+def describe_program(resolver: SuperResolver, path: Path) -> None:
+    """Write what the service must know of the program. Raises `ArtifactError` where it looks too far around it."""
+    halo = resolver.receptive_field // 2
+    if 2 * (halo + core.BLUR_PX) > core.NETWORK_SIDE // 2:
+        raise ArtifactError(
+            f"network: looks {halo} pixels around it, expected at most {core.NETWORK_SIDE // 4 - core.BLUR_PX}:"
+            " a service would compute surroundings only"
+        )
+    uncertainty = bool(resolver.description["architecture"].get("uncertainty"))
+    facts = {"frames": resolver.frames, "bands": list(BANDS), "scale": resolver.scale, "halo": halo}
+    path.write_text(json.dumps({**facts, "uncertainty": uncertainty}, indent=1), encoding="utf-8")
+
+
 def write_sample(resolver: SuperResolver, folder: Path) -> None:
     """Store a request and its answer, which the handler reproduces before it serves.
 
@@ -103,7 +123,7 @@ def write_sample(resolver: SuperResolver, folder: Path) -> None:
     clear = rng.random((shape[0], *shape[2:])) > 0.2
     clear[:, 0, 0] = False
     shifts = rng.uniform(-0.5, 0.5, (shape[0], 2)).astype(np.float32)
-    sr = core.super_resolve(core.load_program(folder), core.Request(frames, clear, shifts=shifts))
+    sr = core.super_resolve(core.load_program(folder), core.Request(frames, clear, shifts=shifts)).sr
     mean, std = core.statistics(core.Request(frames), frames, clear)
     place = Normalization(tuple(mean.tolist()), tuple(std.tolist()))
     expected = resolver.predict(frames, clear, place, shifts=shifts)
@@ -115,7 +135,8 @@ def write_sample(resolver: SuperResolver, folder: Path) -> None:
 
 def _pack(folder: Path, model_name: str, version: str) -> Path:
     """Run torch-model-archiver on the files of `folder`. Returns the archive's path inside it."""
-    extra = [folder / name for name in ("core.py", DESCRIPTION, "sample.npz")]
+    # of a folder the archiver takes what lies in it
+    extra = [folder / name for name in ("packages", "program.json", DESCRIPTION, "sample.npz")]
     target = folder / "out"
     target.mkdir()
     command = [
@@ -139,7 +160,18 @@ def _pack(folder: Path, model_name: str, version: str) -> Path:
 
 def sources() -> dict[str, str]:
     """Digests of the files here that an archive is made from and by."""
-    return {name: digest(HERE / name) for name in (*PACKED, Path(__file__).name)}
+    paths = [*(HERE / name for name in (*PACKED, Path(__file__).name)), *(HERE.parent / name for name in PACKAGES)]
+    return {path.relative_to(HERE.parent).as_posix(): digest(path) for path in paths}
+
+
+def contents(archive: Path) -> dict[str, dict[str, Any]]:
+    """Digest and size of each file in an archive."""
+    with zipfile.ZipFile(archive) as packed:
+        return {
+            entry.filename: {"sha256": hashlib.sha256(packed.read(entry)).hexdigest(), "bytes": entry.file_size}
+            for entry in sorted(packed.infolist(), key=lambda entry: entry.filename)
+            if not entry.is_dir() and not entry.filename.startswith("MAR-INF/")
+        }
 
 
 def digest(path: Path) -> str:

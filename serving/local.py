@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sr_core.errors import ArtifactError
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
