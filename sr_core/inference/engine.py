@@ -98,6 +98,6 @@ def overlapped(
                 written.result()
                 yield done
         finally:
-            for executor in (reader, writer):
-                executor.shutdown(cancel_futures=True)
+            reader.shutdown(cancel_futures=True)
+            writer.shutdown()  # what the network has made is kept, whatever happened
             shares.wall += time.perf_counter() - started

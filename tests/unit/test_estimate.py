@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sr_core.errors import StorageError
-from sr_core.inference.estimate import Estimate, estimate, probe
+from sr_core.inference.estimate import COMPRESSED, Estimate, estimate, probe
 from sr_core.models.bundle import SHIPPED, load_bundle
 from sr_core.patches import make_patch
 
@@ -27,9 +27,9 @@ def test_windows_and_pixels_are_counted(work: Estimate) -> None:
     assert work.network_px > 3 * 200 * 400  # halos are work too
 
 
-def test_disk_is_that_of_uncompressed_files(work: Estimate) -> None:
+def test_disk_is_that_of_files_and_of_what_they_are_made_from(work: Estimate) -> None:
     fine, coarse = 800 * 1600 * 8, 200 * 400 * 8
-    assert work.product_bytes == pytest.approx(3 * 4 / 3 * (2 * fine + 2 * coarse), rel=1e-3)
+    assert work.product_bytes == pytest.approx(COMPRESSED * 3 * 4 / 3 * (2 * fine + 2 * coarse), rel=1e-3)
     assert work.working_bytes == 2 * fine + coarse + 10 * (240 * 440) * 10
 
 
@@ -49,5 +49,5 @@ def test_time_is_measured_on_this_machine(work: Estimate) -> None:
 def test_a_full_disk_is_refused(work: Estimate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work.check(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**9, 9 * 10**8, 10**7))
-    with pytest.raises(StorageError, match=r"found 10\.0 MB free, expected 118\.7 MB for 3 dates of 1 megapixels"):
+    with pytest.raises(StorageError, match=r"found 10\.0 MB free, expected 97\.0 MB for 3 dates of 1 megapixels"):
         work.check(tmp_path)
