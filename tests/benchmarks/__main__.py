@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from tests.benchmarks.bench_area import table as areas
 from tests.benchmarks.bench_inference import ratios_of_inference
 from tests.benchmarks.bench_network import JOB_BATCH, Size, accelerator, inference, machine, training
 from tests.benchmarks.bench_preparation import ratios_of_preparation
+from tests.benchmarks.bench_serving import load_of_serving
 
 CPU_THREADS = 2
 TINY = Size(batch=2, frames=2, side=8, channels=8, residual_blocks=1)
@@ -41,8 +43,12 @@ def parts() -> Iterator[str]:
     yield training(Size(), cpu, rounds=5)
     yield "## Windows of a product, CPU"
     yield ratios_of_inference()
+    yield "## Products of an area, from patches to finished files (docs/performance.md)"
+    yield areas([2, 4], CPU_THREADS)
     yield "## Preparation: some patches of a simulated country, `examples/country.yaml`"
     yield ratios_of_preparation()
+    yield "## Serving: TorchServe with the shipped bundle, load from the same machine"
+    yield load_of_serving()
     if not torch.cuda.is_available():
         accelerator(TINY, cpu, rounds=2)  # so that the code is known to run
         yield "## GPU\n\nNot measured: no GPU was there."
