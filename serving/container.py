@@ -4,8 +4,7 @@
     python3 -m serving.container ready    exit status 0 where all of them are loaded and their workers wait for requests
 
 The configuration is config.properties with the addresses that `SUBPIXEL_INFERENCE_ADDRESS` and
-`SUBPIXEL_METRICS_ADDRESS` name; management stays on the container's own loopback interface. Workers see the credentials
-of S3 only where `SUBPIXEL_ALLOWED_PREFIXES` lets requests name objects.
+`SUBPIXEL_METRICS_ADDRESS` name, nothing else changed; management stays on the container's own loopback interface.
 
 TorchServe drops what it is working on when it gets SIGTERM, and what waits. So SIGTERM comes here first: for
 `SUBPIXEL_DRAIN_DELAY_S` seconds all goes on as before, for as long takes Kubernetes to tell its proxies that
@@ -31,9 +30,7 @@ from sr_core.errors import ArtifactError, ConfigError, SubpixelError
 
 INFERENCE, METRICS = "SUBPIXEL_INFERENCE_ADDRESS", "SUBPIXEL_METRICS_ADDRESS"
 MODEL_STORE, DRAIN_DELAY, DRAIN_TIMEOUT = "SUBPIXEL_MODEL_STORE", "SUBPIXEL_DRAIN_DELAY_S", "SUBPIXEL_DRAIN_TIMEOUT_S"
-ALLOWED_PREFIXES = "SUBPIXEL_ALLOWED_PREFIXES"
 DEFAULTS = {
-    ALLOWED_PREFIXES: "",
     INFERENCE: "http://127.0.0.1:8080",
     METRICS: "http://127.0.0.1:8082",
     MODEL_STORE: "/models",
@@ -41,8 +38,6 @@ DEFAULTS = {
     DRAIN_TIMEOUT: "600",
 }
 MANAGEMENT_PORT = 8081
-HIDDEN_BUT_S3 = "(?!AWS_).*(SECRET|TOKEN|PASSWORD|API_KEY).*"
-"""Variables that workers do not see where they read and write objects."""
 PROBE_TIMEOUT_S = 5.0
 QUIET_S = 0.5
 """A request that is answered faster found nothing before it."""
@@ -125,8 +120,6 @@ def configuration(settings: Mapping[str, str]) -> str:
         "management_address": f"http://127.0.0.1:{MANAGEMENT_PORT}",
         "metrics_address": settings[METRICS],
     }
-    if settings[ALLOWED_PREFIXES]:
-        changes["blacklist_env_vars"] = HIDDEN_BUT_S3
     for name, address in ((INFERENCE, settings[INFERENCE]), (METRICS, settings[METRICS])):
         if not urlsplit(address).hostname or not urlsplit(address).port:
             raise ConfigError(f"{name}: expected http://address:port, found {address!r}")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from charts.documentation import CHART, README, SCHEMA, VALUES, readme, schema
 from serving.container import DEFAULTS
+from serving.objects import VARIABLE as ALLOWED_PREFIXES
 from tests.conftest import REPOSITORY
 
 EXAMPLES = sorted(CHART.glob("ci/*.yaml"))
@@ -177,7 +178,7 @@ def test_management_is_never_open_and_metrics_only_by_value(chart, path):
 
 def test_the_environment_that_the_chart_sets_is_the_one_that_the_container_reads(chart):
     given = {name for name in environment(server_of(rendered(chart, STORE))) if name.startswith("SUBPIXEL_")}
-    assert given == set(DEFAULTS)
+    assert given == {*DEFAULTS, ALLOWED_PREFIXES}
 
 
 def test_gpus_are_asked_for_tolerated_and_served_by_the_cuda_image(chart):
@@ -286,6 +287,7 @@ def test_a_pod_outlives_its_last_request(chart):
     # the drain relies on requests being taken in their order
     workers = yaml.safe_load((REPOSITORY / "serving" / "model-config.yaml").read_text())
     assert workers.get("maxWorkers", 1) == 1
+    assert "default_workers_per_model=1" in (REPOSITORY / "serving" / "config.properties").read_text().splitlines()
     defaults = yaml.safe_load(VALUES.read_text())
     assert defaults["drain"]["timeout"] >= workers["responseTimeout"]
     assert defaults["probes"]["period"] * defaults["probes"]["startupFailures"] > workers["startupTimeout"]
