@@ -84,6 +84,18 @@ class Entry:
     """UTC."""
 
 
+@dataclass(frozen=True)
+class Remote:
+    """An object of another prefix of the same S3 server, which copies it without sending it."""
+
+    storage: S3Storage
+    name: str
+
+
+Content = Path | Remote
+"""Where the content of an object is taken from; `Remote` only between storages of equal settings."""
+
+
 class Storage(Protocol):
     """Files below one root; names are relative, with forward slashes. Errors are `StorageError`s."""
 
@@ -114,9 +126,9 @@ class Storage(Protocol):
     def send(self, path: Path, name: str) -> None:
         """Copy one file to the object `name`."""
 
-    def put(self, files: Mapping[str, Path], prefix: str, last: str | None = None) -> int:
-        """Copy files to the names below `prefix` that are their keys; those that are there with the same content are
-        kept. Returns how many were copied.
+    def put(self, files: Mapping[str, Content], prefix: str, last: str | None = None) -> int:
+        """Copy files, or objects of S3, to the names below `prefix` that are their keys; those that are there with the
+        same content are kept. Returns how many were copied.
 
         With `last`, one of the keys, `prefix` is one artifact that this file completes: it is written after all others,
         removed first where another object must change or go, and objects below `prefix` that are not in `files` are
@@ -143,11 +155,12 @@ class _Files(ABC):
     def fetch(self, name: str, path: Path) -> None: ...
 
     @abstractmethod
-    def send(self, path: Path, name: str) -> None: ...
+    def _send(self, content: Content, name: str) -> None:
+        """Write an object."""
 
     @abstractmethod
-    def _same(self, path: Path, entry: Entry) -> bool:
-        """Whether an object has the content of a file."""
+    def _same(self, content: Content, entry: Entry) -> bool:
+        """Whether an object has this content."""
 
     @abstractmethod
     def _delete(self, name: str) -> None:
@@ -164,7 +177,7 @@ class _Files(ABC):
     def fetch_all(self, names: Iterable[str], folder: Path) -> None:
         self._each(lambda name: self.fetch(name, folder / name), names)
 
-    def put(self, files: Mapping[str, Path], prefix: str, last: str | None = None) -> int:
+    def put(self, files: Mapping[str, Content], prefix: str, last: str | None = None) -> int:
         there = {entry.name: entry for entry in self.entries(prefix)}
         wanted = {_join(prefix, name): path for name, path in files.items()}
         final = None if last is None else _join(prefix, last)
@@ -181,15 +194,15 @@ class _Files(ABC):
         if final in there and (stale or any(name in there for name in todo)):
             self._delete(final)
             kept.discard(final)
-        self._each(lambda name: self.send(wanted[name], name), todo)
+        self._each(lambda name: self._send(wanted[name], name), todo)
         self._each(self._delete, stale)
         if final is not None and final not in kept:
-            self.send(wanted[final], final)
+            self._send(wanted[final], final)
             todo.append(final)
         return len(todo)
 
     def upload(self, folder: Path, prefix: str, last: str | None = None) -> int:
-        files = {path.relative_to(folder).as_posix(): path for path in visible_files(folder)}
+        files: dict[str, Content] = {path.relative_to(folder).as_posix(): path for path in visible_files(folder)}
         return self.put(files, prefix, last if last in files else None)
 
     def remove(self, prefix: str) -> None:
@@ -235,8 +248,17 @@ class LocalStorage(_Files):
     def send(self, path: Path, name: str) -> None:
         _copy(path, self.root / name)
 
-    def _same(self, path: Path, entry: Entry) -> bool:
-        source, target = path.stat(), (self.root / entry.name).stat()
+    def _send(self, content: Content, name: str) -> None:
+        if isinstance(content, Remote):
+            content.storage.fetch(content.name, self.root / name)
+        else:
+            self.send(content, name)
+
+    def _same(self, content: Content, entry: Entry) -> bool:
+        if isinstance(content, Remote):
+            about = content.storage.head(content.name)
+            return bool(about["Metadata"].get(DIGEST) == sha256(self.root / entry.name))
+        source, target = content.stat(), (self.root / entry.name).stat()
         return (source.st_size, source.st_mtime_ns) == (target.st_size, target.st_mtime_ns)
 
     def _delete(self, name: str) -> None:
@@ -320,13 +342,7 @@ class S3Storage(_Files):
             partial.unlink(missing_ok=True)
 
     def send(self, path: Path, name: str) -> None:
-        extra: dict[str, Any] = {
-            "ChecksumAlgorithm": "SHA256",
-            "ContentType": content_type(name),
-            "Metadata": {DIGEST: sha256(path)},
-        }
-        if name.endswith(REWRITTEN):
-            extra["CacheControl"] = "no-cache"
+        extra = {**_headers(name), "ChecksumAlgorithm": "SHA256", "Metadata": {DIGEST: sha256(path)}}
         self._again(
             self._place(name),
             lambda: self.client.upload_file(
@@ -343,13 +359,34 @@ class S3Storage(_Files):
             )
         return signed
 
-    def _same(self, path: Path, entry: Entry) -> bool:
-        if path.stat().st_size != entry.size:
-            return False
-        about = self._again(
-            self._place(entry.name), lambda: self.client.head_object(Bucket=self.bucket, Key=self._key(entry.name))
+    def head(self, name: str) -> dict[str, Any]:
+        """What S3 says of an object: `ContentLength` (bytes), `Metadata`, `LastModified`, ..."""
+        found: dict[str, Any] = self._again(
+            self._place(name), lambda: self.client.head_object(Bucket=self.bucket, Key=self._key(name))
         )
-        return bool(about["Metadata"].get(DIGEST) == sha256(path))
+        return found
+
+    def _send(self, content: Content, name: str) -> None:
+        if not isinstance(content, Remote):
+            self.send(content, name)
+            return
+        source = content.storage
+        known = source.head(content.name)["Metadata"].get(DIGEST)
+        extra = {**_headers(name), "Metadata": {DIGEST: known} if known else {}, "MetadataDirective": "REPLACE"}
+        origin = {"Bucket": source.bucket, "Key": source._key(content.name)}
+        self._again(
+            self._place(name),
+            lambda: self.client.copy(origin, self.bucket, self._key(name), ExtraArgs=extra, Config=_transfer_config()),
+        )
+
+    def _same(self, content: Content, entry: Entry) -> bool:
+        if isinstance(content, Remote):
+            about = content.storage.head(content.name)
+            known = about["Metadata"].get(DIGEST)
+            return known is not None and known == self.head(entry.name)["Metadata"].get(DIGEST)
+        if content.stat().st_size != entry.size:
+            return False
+        return bool(self.head(entry.name)["Metadata"].get(DIGEST) == sha256(content))
 
     def _delete(self, name: str) -> None:
         with _explained(self._place(name)):
@@ -440,6 +477,11 @@ def content_type(name: str) -> str:
     """The media type of a file, from its name."""
     known = CONTENT_TYPES.get(Path(name).suffix.lower())
     return known or mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+
+def _headers(name: str) -> dict[str, Any]:
+    """What a browser is told of an object."""
+    return {"ContentType": content_type(name), **({"CacheControl": "no-cache"} if name.endswith(REWRITTEN) else {})}
 
 
 def _join(prefix: str, name: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from components.stage import FOLDERS
 from sr_core.errors import ArtifactError, StorageError
 from sr_core.progress import say, track
-from sr_core.storage import Storage
+from sr_core.storage import Content, Remote, S3Storage, Storage
 from subpixel.browser.server import STATIC
 from subpixel.site import (
     CATALOG,
@@ -125,15 +125,22 @@ def check_place(run: Published, site: Storage) -> None:
 
 
 def copy(run: Published, site: Storage) -> int:
-    """Copy a run's files into the site, the one that names the others last. Returns how many were not there."""
-    place = f"{RUNS}/{run.name}"
+    """Copy a run's files into the site, the one that names the others last. Returns how many were not there.
+
+    From S3 to S3 of equal settings the server copies; what lies elsewhere in S3 comes through a temporary folder.
+    """
+    place, source = f"{RUNS}/{run.name}", run.run
     with ExitStack() as held:
-        if run.run.local is not None:
-            folder = run.run.local
+        files: dict[str, Content]
+        if isinstance(source, S3Storage) and (not isinstance(site, S3Storage) or source.settings == site.settings):
+            files = {file: Remote(source, file) for file in run.files}
         else:
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="subpixel-publish-")))
-            run.run.fetch_all(run.files, folder)
-        return site.put({file: folder / file for file in run.files}, place, run.files[-1])
+            folder = source.local
+            if folder is None:
+                folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="subpixel-publish-")))
+                source.fetch_all(run.files, folder)
+            files = {file: folder / file for file in run.files}
+        return site.put(files, place, run.files[-1])
 
 
 def write_catalog(site: Storage, title: str | None = None) -> dict[str, Any]:

@@ -113,14 +113,24 @@ def test_only_what_is_new_goes_up_and_runs_of_others_stay(proxy: S3Proxy, runs: 
     assert not [name for name in names(site) if gone["path"] in name]
 
 
-def test_a_run_in_s3_is_published_from_there(proxy: S3Proxy, runs: Path) -> None:
+def test_a_run_in_s3_is_published_from_there(proxy: S3Proxy, runs: Path, tmp_path: Path) -> None:
     run = storage_for(f"s3://{BUCKET}/work/delta")
     run.upload(runs / "delta", "")
-    site = storage_for(SITE)
-    publish([run], site, name="okavango")
-    publish([local(runs / "delta")], storage_for(f"s3://{BUCKET}/other"), name="okavango")
-    for name in names(site) - {"catalog.json"}:
-        assert site.read(name) == storage_for(f"s3://{BUCKET}/other").read(name), name
+    site, other = storage_for(SITE), storage_for(f"s3://{BUCKET}/other", StorageSettings(transfers=2))
+    proxy.requests.clear()
+    publish([run], site)
+    assert not [key for key in proxy.calls("GET") if key.endswith(".tif")]  # the server copies
+    proxy.requests.clear()
+    publish([run], site)
+    assert proxy.calls("PUT") == ["site/catalog.json"]  # and knows what it has
+    publish([run], other)
+    publish([run], local(tmp_path / "site"))
+    publish([local(runs / "delta")], storage_for(f"s3://{BUCKET}/sent"))
+    sent = storage_for(f"s3://{BUCKET}/sent")
+    for found in (site, other, local(tmp_path / "site")):
+        assert names(found) == names(sent)
+        for name in names(sent) - {"catalog.json"}:
+            assert found.read(name) == sent.read(name), name
 
 
 def test_the_index_of_a_run_comes_after_its_files_and_the_catalogue_last(proxy: S3Proxy, runs: Path) -> None:
