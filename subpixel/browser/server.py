@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sr_core.errors import StorageError, SubpixelError
+from sr_core.errors import SubpixelError
 from sr_core.storage import Storage
 
 STATIC = Path(__file__).parent / "static"
@@ -73,7 +73,7 @@ class Browser(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{self.path}"
 
     def catalog(self) -> dict[str, Any]:
-        """What lies in the storage, as the page wants it. Raises `StorageError` where that cannot be read."""
+        """What lies in the storage, as the page wants it. Raises `SubpixelError` where that cannot be read."""
         from subpixel.site import build_catalog
 
         return build_catalog(self.storage)
@@ -130,7 +130,7 @@ class Answer(BaseHTTPRequestHandler):
             self._answer()
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the page has moved on
-        except StorageError as error:
+        except SubpixelError as error:
             self._refuse(HTTPStatus.BAD_GATEWAY, str(error))
 
     do_HEAD = do_GET  # noqa: N815  (named by http.server)

@@ -28,41 +28,55 @@ type Planes = Uint16Array[];
 /** Says where and what, in words that a person can act on. */
 class LoadError extends Error {}
 
+/** The answer to a range: what the server sent of it, or the range of what it sent whole. */
 class RangeResponse extends BaseResponse {
-  constructor(private readonly response: Response, private readonly range: string | undefined) {
+  constructor(
+    private readonly from: number,
+    private readonly data: ArrayBuffer,
+    private readonly type: string,
+  ) {
     super();
   }
   override get status(): number {
-    return this.response.status;
+    return 206;
   }
   override getHeader(name: string): string | undefined {
-    const found = this.response.headers.get(name);
-    if (found === null && name.toLowerCase() === "content-range" && this.range) {
-      // a bucket whose CORS rules do not expose it still answers the range that was asked
-      return `bytes ${this.range}/*`;
-    }
-    return found ?? undefined;
+    // a bucket whose CORS rules do not expose Content-Range still answers the range that was asked
+    const headers: Record<string, string> = {
+      "content-range": `bytes ${this.from}-${this.from + this.data.byteLength - 1}/*`,
+      "content-type": this.type,
+    };
+    return headers[name.toLowerCase()];
   }
-  override getData(): Promise<ArrayBuffer> {
-    return this.response.arrayBuffer();
+  override async getData(): Promise<ArrayBuffer> {
+    return this.data;
   }
 }
 
 class RangeClient extends BaseClient {
+  private whole: Promise<ArrayBuffer> | null = null;
+
   override async request(options: RequestInit = {}): Promise<RangeResponse> {
-    const range = new Headers(options.headers).get("range")?.replace("bytes=", "");
+    const [first, last] = (new Headers(options.headers).get("range") ?? "bytes=0-").replace("bytes=", "").split("-").map(Number);
+    const cut = async (all: Promise<ArrayBuffer>) => new RangeResponse(first, (await all).slice(first, last + 1), "image/tiff");
+    if (this.whole) return cut(this.whole);
     let response = await this.fetch(options);
     // a link that has expired is answered 403: the server is asked for another one
     if (response.status === 403) response = await this.fetch({ ...options, cache: "reload" });
     if (!response.ok) throw new LoadError(`${name(this.url)}: ${meaning(response.status)}`);
-    return new RangeResponse(response, range ?? undefined);
+    if (response.status === 206) return new RangeResponse(first, await response.arrayBuffer(), "image/tiff");
+    // a simple server, such as Python's, knows no ranges: the file is read once
+    this.whole ??= response.arrayBuffer();
+    return cut(this.whole);
   }
   private async fetch(options: RequestInit): Promise<Response> {
     try {
       return await fetch(this.url, options);
     } catch (error) {
       if (options.signal?.aborted) throw error;
-      throw new LoadError(`${name(this.url)}: not reachable; is the server still running, and does the bucket allow this page (CORS)?`);
+      throw new LoadError(
+        `${name(this.url)}: not reachable; is the server still running, and does the bucket allow this page (CORS)?`,
+      );
     }
   }
 }
@@ -90,7 +104,7 @@ function open(url: string): Promise<Raster> {
 }
 
 async function read(url: string): Promise<Raster> {
-  const tiff = await fromCustomClient(new RangeClient(url), { allowFullFile: true });
+  const tiff = await fromCustomClient(new RangeClient(url));
   const first = await tiff.getImage(0);
   const [west, north] = first.getOrigin() as [number, number];
   const gsd = (first.getResolution() as [number])[0];
