@@ -152,7 +152,7 @@ def read_npz(body: bytes) -> Order:
     if "frames" not in found:
         raise RequestError(f"The request has no array `frames`; found {', '.join(sorted(found)) or 'nothing'}.")
     frames = found["frames"]
-    request = core.Request(frames, *(found.get(name) for name in ("clear", "mean", "std", "shifts")))
+    request = core.Request(frames, found.get("clear"), found.get("mean"), found.get("std"), found.get("shifts"))
     flags = {name: _flag(found[name].tolist(), name) for name in ("uncertainty", "consistency") if name in found}
     core.check(request, core.BANDS)
     return Order(
@@ -221,7 +221,8 @@ def _parts(
         raise RequestError(f"The form has both `{single}` and `{names[0]}`; expected one GeoTIFF, or one a date.")
     if names and names != [f"{numbered}_{index}" for index in range(len(names))]:
         raise RequestError(f"The form has {_listed(names)}; expected {numbered}_0, {numbered}_1, ... without a gap.")
-    images, grids = [], []
+    images: list[NDArray[Any]] = []
+    grids: list[Grid | None] = []
     for name in names or [single]:
         image, grid = read_tiff(fields[name], name, dtype)
         if names and len(image) != bands:
@@ -342,7 +343,7 @@ class _Reader:
         return np.concatenate([self._read(uri, name, "uint16", core.BANDS // len(images)) for uri in images])
 
     def mask(self, uri: str, name: str) -> NDArray[np.bool_]:
-        return self._read(uri, name, "uint8", 1)[0] > 0
+        return np.asarray(self._read(uri, name, "uint8", 1)[0] > 0)
 
     def _read(self, uri: str, name: str, dtype: str, bands: int) -> NDArray[Any]:
         name = f"{name} ({uri})"
@@ -480,7 +481,7 @@ def write_tiff(image: Any, order: Order, layer: str) -> bytes:
                 OVERVIEW_RESAMPLING="AVERAGE",
                 NUM_THREADS="ALL_CPUS",
             )
-        return cog.read()
+        return bytes(cog.read())
 
 
 # ------------------------------------------------------------------------------------------------------------- options
