@@ -222,6 +222,7 @@ def test_one_command_from_an_area_to_a_site_in_s3(
     assert again.exit_code == 0 and all(f"{stage}: kept" in again.output for stage in ("download", "super_resolve"))
 
 
+@pytest.mark.e2e
 def test_a_killed_run_goes_on_and_leaves_the_same_files(tiny: Path, bundle: Path, tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         program = "from subpixel.cli import main_program; main_program()"
