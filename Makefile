@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-SOURCES := sr_core components pipelines serving subpixel tests
+SOURCES := sr_core components pipelines serving subpixel charts tests
 
 .PHONY: all demo test lint format images bench e2e constraints clean help
 .DEFAULT_GOAL := help
