@@ -98,6 +98,7 @@ async function open(run: Run, product: Product): Promise<void> {
   const [centre, resolution] = shown ? [null, null] : [view.centre, view.resolution];
   turn += 1;
   const mine = turn;
+  delete document.documentElement.dataset.shown;
   notice("");
   shown = { run, index, product };
   view.run = run.name;
@@ -119,7 +120,9 @@ async function open(run: Run, product: Product): Promise<void> {
   } catch (error) {
     if (mine === turn) notice((error as Error).message);
   }
+  if (mine !== turn) return;
   remember();
+  document.documentElement.dataset.shown = product.path;
 }
 
 /** Black and white of the stretch, reflectance x 10000. */
