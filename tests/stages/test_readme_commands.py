@@ -140,7 +140,7 @@ def test_the_download_stage_brings_the_pixels_of_the_files(products: tuple[Path,
 
 def test_ones_own_field_without_an_account(products: tuple[Path, Path], tmp_path: Path) -> None:
     with serve(products[1]) as server:
-        said = run_as_written(commands("Your own field", "my-field"), checkout(tmp_path), SUBPIXEL_STAC=server.api)
+        said = run_as_written(commands("Your own field", "examples/my-field.yaml"), checkout(tmp_path), SUBPIXEL_STAC=server.api)
     assert "the pixels are believed" in said
     assert_products(tmp_path / "artifacts" / "my-field" / "products")
 
@@ -156,7 +156,7 @@ def test_ones_own_field_from_sentinel_hub(tmp_path: Path) -> None:
         items.append(
             Item(name, dt.datetime(day.year, day.month, day.day, 10, 50), field_patches()[0].epsg, rasters, 5.0)
         )
-    export, *lines = commands("Your own field", "sentinel-hub")
+    export, *lines = commands("Your own field", "examples/sentinel-hub.yaml")
     assert export.startswith("export SH_CLIENT_ID=")
     with serve_sentinel_hub({"sentinel-2-l2a": items}) as server:
         said = run_as_written(
