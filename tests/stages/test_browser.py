@@ -59,6 +59,7 @@ NDVI_RAMP = {
     1.0: (6, 72, 38),
 }
 """Colours from NDVI -0.2 to 0.9, as the page's legend shows them."""
+expect.set_options(timeout=PATIENCE_S * 1000)
 
 
 @pytest.fixture(scope="module")
