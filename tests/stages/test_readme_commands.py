@@ -140,7 +140,9 @@ def test_the_download_stage_brings_the_pixels_of_the_files(products: tuple[Path,
 
 def test_ones_own_field_without_an_account(products: tuple[Path, Path], tmp_path: Path) -> None:
     with serve(products[1]) as server:
-        said = run_as_written(commands("Your own field", "examples/my-field.yaml"), checkout(tmp_path), SUBPIXEL_STAC=server.api)
+        said = run_as_written(
+            commands("Your own field", "examples/my-field.yaml"), checkout(tmp_path), SUBPIXEL_STAC=server.api
+        )
     assert "the pixels are believed" in said
     assert_products(tmp_path / "artifacts" / "my-field" / "products")
 

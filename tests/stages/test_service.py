@@ -75,14 +75,14 @@ def test_predict_files(server: Program, bundles: list[Path], tmp_path: Path) -> 
         assert made.crs == latest.crs and made.res == (2.5, 2.5)
         assert np.allclose(made.bounds, latest.bounds)
         assert made.descriptions == ("blue", "green", "red", "nir")
-        assert "Contains modified Copernicus Sentinel data 2017" in str(made.tags())
+        assert "Contains modified Copernicus Sentinel data 2024" in str(made.tags())
     assert [path.name for path in out.parent.iterdir()] == ["sr.tif"]
 
 
 def test_predict_says_what_is_wrong(server: Program, tmp_path: Path) -> None:
     (tmp_path / "sr.tif").write_bytes(b"earlier")
     for frames, sentence in (
-        ([str(SAMPLES / "cut.py")], "small: 4.*GeoTIFF"),
+        ([str(SAMPLES / "render.py")], "small: 4.*GeoTIFF"),
         (["nowhere.tif"], r"nowhere.tif: cannot be read: No such file"),
         (["s3://bucket/a.tif"], "expected all in S3, or all on this machine"),
     ):
@@ -249,15 +249,12 @@ def test_what_a_server_has_begun_it_ends(archives: list[Path]) -> None:
         assert gone(processes)
 
 
-@pytest.mark.realdata
-def test_the_samples_are_cut_from_the_series(sample_data: Path, tmp_path: Path) -> None:
-    """`examples/requests` is what `examples/requests/cut.py` makes."""
-    program = (SAMPLES / "cut.py").read_text()
-    (tmp_path / "cut.py").write_text(program)
-    subprocess.run([sys.executable, str(tmp_path / "cut.py"), str(sample_data / "okavango")], check=True)
+def test_the_samples_are_rendered_by_their_program(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(SAMPLES / "render.py"), str(tmp_path)], check=True)
     made = sorted(tmp_path.glob("*.tif"))
     assert [path.name for path in made] == [path.name for path in sorted(SAMPLES.glob("*.tif"))]
     for path in made:
         with rasterio.open(path) as one, rasterio.open(SAMPLES / path.name) as other:
             assert one.profile == other.profile and one.tags() == other.tags()
-            np.testing.assert_array_equal(one.read(), other.read())
+            # rendered with floating-point arithmetic, which another processor may round otherwise
+            np.testing.assert_allclose(one.read(), other.read(), atol=2)

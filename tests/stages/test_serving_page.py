@@ -39,11 +39,11 @@ def test_the_curl_commands_work_as_written(tmp_path: Path) -> None:
         with serving(archive, "--allow", f"s3://{BUCKET}", **s3.environment) as server:
             said = [run(command, server.url, tmp_path) for command in curl_commands()]
         bodies = {
-            name: s3.client().get_object(Bucket=BUCKET, Key=f"made/okavango/{name}.tif")["Body"].read()
+            name: s3.client().get_object(Bucket=BUCKET, Key=f"made/sample/{name}.tif")["Body"].read()
             for name in ("sr", "consistency")
         }
 
-    latest = SAMPLES / "20170829.tif"
+    latest = SAMPLES / "20240714.tif"
     with rasterio.open(tmp_path / "sr.tif") as made, rasterio.open(latest) as frame:
         image, whole = made.read(), frame.bounds
         assert made.res == (2.5, 2.5) and np.allclose(made.bounds, whole)
@@ -51,12 +51,12 @@ def test_the_curl_commands_work_as_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(answer["sr"], image)
         assert answer["uncertainty"].shape == image.shape and answer["consistency"].shape == (4, 48, 48)
     answer = json.loads(said[-1])
-    assert answer["keys"]["sr"] == f"s3://{BUCKET}/made/okavango/sr.tif"
+    assert answer["keys"]["sr"] == f"s3://{BUCKET}/made/sample/sr.tif"
     with rasterio.MemoryFile(bodies["sr"]) as memory, memory.open() as stored:
         assert stored.shape == (128, 160)
         west, north = whole.left + 80, whole.top - 80
         assert np.allclose(stored.bounds, (west, north - 320, west + 400, north))
-        assert "Contains modified Copernicus Sentinel data 2017" in str(stored.tags())
+        assert "Contains modified Copernicus Sentinel data 2024" in str(stored.tags())
 
 
 def run(command: str, server: str, folder: Path) -> str:
