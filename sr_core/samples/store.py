@@ -225,7 +225,8 @@ def read_images(parts: Sequence[Path], sample_ids: Iterable[str]) -> dict[str, S
         mine = [row for row, name in enumerate(names) if name in wanted]
         if mine:
             images = _read_part_arrays(part)
-            found |= {names[row]: images[row : row + 1] for row in mine}
+            # chosen by a list, so copied: a view of one would keep all images of the part in memory
+            found |= {names[row]: images[np.array([row])] for row in mine}
     return found
 
 

@@ -117,6 +117,8 @@ def test_what_the_selection_drops_is_left_out_of_the_arrays_and_can_still_be_loo
     images = read_images(parts, ["farm_c_63", "farm_a_3", "farm_a_1000"])
     assert set(images) == {"farm_c_63", "farm_a_3"}
     assert np.array_equal(images["farm_c_63"].hr, expected.hr[113:]) and len(images["farm_a_3"]) == 1
+    # a view of one sample would keep all images of its part in memory
+    assert all(image.lr.base is None and image.hr.base is None for image in images.values())
 
 
 def test_the_table_is_geoparquet(parts, tmp_path):
