@@ -152,6 +152,7 @@ def test_the_page_is_written_again_without_running(done):
     assert "--only matching --write" in text and (page.parent / "matching" / "matching.svg").is_file()
 
 
+@pytest.mark.e2e
 def test_a_killed_run_goes_on_to_the_same_scores(done, tmp_path):
     grid, _ = done
     shutil.copytree(grid.parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("points"), symlinks=True)

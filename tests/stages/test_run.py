@@ -64,7 +64,7 @@ def test_running_again_keeps_everything_and_takes_seconds(undisturbed):
     print(f"second run: {time.monotonic() - started:.0f} s")
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_killed_in_every_stage_and_started_again_it_ends_in_the_same_metrics(undisturbed, tmp_path):
     config, reference = undisturbed

@@ -192,6 +192,7 @@ def alone(program: Program) -> np.ndarray:
     return Client(program.url, "small").predict(stack(seed=5)[0]).sr
 
 
+@pytest.mark.e2e
 def test_a_model_is_replaced_under_load_and_no_request_fails(archives: list[Path]) -> None:
     """A rolling update: the new server is ready, new connections go there, the old one ends what it has begun."""
     with serving(archives[0]) as old, serving(archives[1]) as new, balance(old.port) as service:
