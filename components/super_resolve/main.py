@@ -33,6 +33,7 @@ from sr_core.inference.estimate import Estimate, estimate, probe
 from sr_core.inference.mosaic import FrameStore
 from sr_core.inference.products import Provenance, index_entry, kept_date, make_date
 from sr_core.inference.stac import write_collection, write_model
+from sr_core.memory import return_large_arrays
 from sr_core.models.bundle import SHIPPED, WEIGHTS, SuperResolver, load_bundle
 from sr_core.models.normalization import MIN_STD, Normalization
 from sr_core.patches import Patch, read_index
@@ -50,6 +51,7 @@ SERIES_KEPT = 4
 def work(context: Context) -> Result:
     """Super-resolve every clear date of the area."""
     settings, simulated = context.config.super_resolve, context.config.source.kind == "simulated"
+    return_large_arrays()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = bundle_folder(context)

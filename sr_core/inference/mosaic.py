@@ -33,7 +33,7 @@ from sr_core.series import S2Series
 
 INDEX = "frames.json"
 TILE = 256
-CACHE_BYTES = 64 << 20
+CACHE_BYTES = 32 << 20
 """Of GDAL, for all rasters together; its own choice is a share of the machine's memory."""
 
 Bounds = tuple[float, float, float, float]

@@ -30,6 +30,7 @@ from sr_core.inference.dates import PatchDates, find_targets
 from sr_core.inference.engine import Shares
 from sr_core.inference.mosaic import FrameStore
 from sr_core.inference.products import Provenance, make_date
+from sr_core.memory import return_large_arrays
 from sr_core.models.bundle import SHIPPED, load_bundle
 from sr_core.models.normalization import Normalization
 from sr_core.patches import Patch, make_patch, read_index
@@ -94,6 +95,7 @@ def prepare(root: Path) -> None:
 def measure(root: Path, km: int, threads: int, window_px: int) -> Measured:
     """Make one date of `km` x `km` kilometres in this process."""
     torch.set_num_threads(threads)
+    return_large_arrays()
     [one] = read_index(root / "patches")
     west, north = one.cell[0], one.cell[3]
     patches = [
