@@ -114,7 +114,7 @@ def test_only_what_is_new_goes_up_and_runs_of_others_stay(proxy: S3Proxy, runs: 
 
 
 def test_a_run_in_s3_is_published_from_there(proxy: S3Proxy, runs: Path, tmp_path: Path) -> None:
-    run = storage_for(f"s3://{BUCKET}/work/delta")
+    run = storage_for(f"s3://{BUCKET}/elsewhere/delta")
     run.upload(runs / "delta", "")
     site, other = storage_for(SITE), storage_for(f"s3://{BUCKET}/other", StorageSettings(transfers=2))
     proxy.requests.clear()
