@@ -4,24 +4,35 @@
 // Convolutional Neural Networks, 2016, arXiv:1509.09308). The interpolation points are 0, +-3/4, +-3/2 and infinity:
 // they lose half as much to rounding as the usual 0, +-1, +-2 (on such points: Barabasz et al., Error Analysis and
 // Improving the Accuracy of Winograd Convolution for Deep Neural Networks, 2020, arXiv:1803.10986). Edges, PReLU and
-// the residual sum are part of the transforms, so that each activation is read and written once.
+// the residual sum are part of the transforms, so that each activation is read and written once. The products in
+// bfloat16 are those of the processor's matrix unit (AMX) where it has one.
 //
 // Built as an optional extension without Python and PyTorch; sr_core/models/winograd.py loads it. OpenMP's functions are
 // those that PyTorch has loaded, and so are its threads. A result depends neither on the number of threads nor on the
 // images beside it.
 
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
+#include <type_traits>
 
 extern "C" int supports_float32() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
 extern "C" int supports_bfloat16() { return supports_float32() && __builtin_cpu_supports("avx512bf16"); }
 
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11
+#define WITH_TILES
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,fma,amx-tile,amx-bf16")
+#else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,fma")
+#endif
 
 namespace {
 
@@ -116,6 +127,99 @@ inline void multiply_add(Vector sums[ROWS][WIDTH], const bfloat16 *v, const bflo
             }
         }
 }
+
+std::atomic<bool> matrix_unit_allowed{true};
+
+// m (count, LANES * WIDTH) = v (count, inputs) times u, ROWS rows at a time.
+template <int WIDTH, class T>
+void multiply_by_vectors(const T *v, const T *u, float *m, int64_t count, int64_t inputs) {
+    for (int64_t t = 0; t < count; t += ROWS) {
+        Vector sums[ROWS][WIDTH];
+        for (auto &row : sums) std::fill_n(row, WIDTH, zero());
+        multiply_add<WIDTH>(sums, v + t * inputs, u, inputs);
+        for (int64_t row = 0; row < ROWS; ++row)
+            for (int64_t n = 0; n < WIDTH; ++n) store(m + (t + row) * LANES * WIDTH + n * LANES, sums[row][n]);
+    }
+}
+
+#ifdef WITH_TILES
+// Whether this processor multiplies matrices in bfloat16; the system is asked once to keep their registers.
+bool has_tiles() {
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl(2): ARCH_REQ_XCOMP_PERM, XTILEDATA
+    static const bool granted = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+                                syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    return granted;
+}
+
+// The tile instructions of GCC do not say what memory they read: it has to be there before them.
+inline void settle_memory() { __asm__ volatile("" ::: "memory"); }
+
+// Registers of 16 rows for the thread's matrices: 0-3 sums (16 x 16), 4-5 values (16 x depth), 6-7 weights (depth x 16).
+class Tiles {
+    struct alignas(64) Configuration {
+        std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        std::uint16_t bytes[16] = {};
+        std::uint8_t rows[16] = {};
+    };
+
+  public:
+    explicit Tiles(int64_t depth) {
+        Configuration configuration;
+        for (int i = 0; i < 8; ++i) {
+            configuration.bytes[i] = static_cast<std::uint16_t>(i == 4 || i == 5 ? 2 * depth : 4 * LANES);
+            configuration.rows[i] = static_cast<std::uint8_t>(i < 6 ? LANES : depth / 2);
+        }
+        settle_memory();
+        _tile_loadconfig(&configuration);
+    }
+    ~Tiles() { _tile_release(); }
+    Tiles(const Tiles &) = delete;
+    Tiles &operator=(const Tiles &) = delete;
+};
+
+// As `multiply_by_vectors`, for a count up to BLOCK and with this thread's `Tiles`.
+template <int WIDTH>
+void multiply_by_tiles(const bfloat16 *v, const bfloat16 *u, float *m, int64_t count, int64_t inputs, int64_t depth) {
+    static_assert(BLOCK == 2 * LANES);
+    constexpr int64_t GROUP = LANES * WIDTH;
+    const bool both = count > LANES;  // halves of the block
+    settle_memory();
+    for (int64_t n = 0; n < GROUP; n += 2 * LANES) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t c = 0; c < inputs; c += depth) {
+            const bfloat16 *weights = u + (c / 2 * GROUP + n) * 2, *values = v + c;
+            _tile_loadd(4, values, 2 * inputs);
+            _tile_loadd(6, weights, 4 * GROUP);
+            _tile_dpbf16ps(0, 4, 6);
+            if (both) {
+                _tile_loadd(5, values + LANES * inputs, 2 * inputs);
+                _tile_dpbf16ps(2, 5, 6);
+            }
+            if constexpr (WIDTH > 1) {
+                _tile_loadd(7, weights + 2 * LANES, 4 * GROUP);
+                _tile_dpbf16ps(1, 4, 7);
+                if (both) _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        _tile_stored(0, m + n, 4 * GROUP);
+        if (both) _tile_stored(2, m + LANES * GROUP + n, 4 * GROUP);
+        if constexpr (WIDTH > 1) {
+            _tile_stored(1, m + n + LANES, 4 * GROUP);
+            if (both) _tile_stored(3, m + LANES * GROUP + n + LANES, 4 * GROUP);
+        }
+    }
+}
+#else
+bool has_tiles() { return false; }
+class Tiles {
+  public:
+    explicit Tiles(int64_t) {}
+};
+template <int WIDTH> void multiply_by_tiles(const bfloat16 *, const bfloat16 *, float *, int64_t, int64_t, int64_t) {}
+#endif
 
 // Where element (input, output) of one position's weights lies: as `multiply_add` reads them.
 inline int64_t packed(float, int64_t input, int64_t output, int64_t inputs, int64_t group) {
@@ -242,8 +346,12 @@ template <class T, int WIDTH> void convolve(const Shape &shape, const T *x, cons
     constexpr int64_t GROUP = LANES * WIDTH, PRODUCTS = BLOCK * GROUP + APART;
     const int64_t values = BLOCK * shape.inputs + APART;
     const int64_t blocks = (shape.tiles() + BLOCK - 1) / BLOCK;
+    const int64_t depth = shape.inputs % (2 * LANES) ? LANES : 2 * LANES;
+    constexpr bool half = std::is_same_v<T, bfloat16>;
 #pragma omp parallel if (blocks > 1)
     {
+        std::optional<Tiles> tiles;
+        if (half && matrix_unit_allowed && has_tiles()) tiles.emplace(depth);
         const auto v = buffer<T>(POSITIONS * values);
         const auto m = buffer<float>(POSITIONS * PRODUCTS);
         const auto zeros = buffer<T>(shape.inputs);
@@ -254,16 +362,16 @@ template <class T, int WIDTH> void convolve(const Shape &shape, const T *x, cons
             const int64_t first = block * BLOCK, count = std::min(BLOCK, shape.tiles() - first);
             for (int64_t t = 0; t < count; ++t) gather(shape, {shape, first + t}, x, zeros.get(), v.get(), t);
             for (int64_t k = 0; k < shape.outputs; k += GROUP) {
-                for (int64_t position = 0; position < POSITIONS; ++position)
-                    for (int64_t t = 0; t < count; t += ROWS) {
-                        Vector sums[ROWS][WIDTH];
-                        for (auto &row : sums) std::fill_n(row, WIDTH, zero());
-                        const T *weights = u + (position * shape.outputs + k) * shape.inputs;
-                        multiply_add<WIDTH>(sums, &v[position * values + t * shape.inputs], weights, shape.inputs);
-                        for (int64_t row = 0; row < ROWS; ++row)
-                            for (int64_t n = 0; n < WIDTH; ++n)
-                                store(&m[position * PRODUCTS + (t + row) * GROUP + n * LANES], sums[row][n]);
-                    }
+                for (int64_t position = 0; position < POSITIONS; ++position) {
+                    const T *from = &v[position * values], *weights = u + (position * shape.outputs + k) * shape.inputs;
+                    float *to = &m[position * PRODUCTS];
+                    if constexpr (half)
+                        if (tiles) {
+                            multiply_by_tiles<WIDTH>(from, weights, to, count, shape.inputs, depth);
+                            continue;
+                        }
+                    multiply_by_vectors<WIDTH>(from, weights, to, count, shape.inputs);
+                }
                 for (int64_t t = 0; t < count; ++t)
                     scatter<T, WIDTH>(shape, {shape, first + t}, m.get(), t, finish, k);
             }
@@ -298,6 +406,9 @@ void prelu_backward(const T *gradient, const T *before, float slope, T *result, 
 }
 
 }  // namespace
+
+extern "C" int has_matrix_unit() { return has_tiles(); }
+extern "C" void allow_matrix_unit(int allowed) { matrix_unit_allowed = allowed; }
 
 // weights: float32 at any strides; sizes: inputs, outputs; `turned`: by half a turn, as a gradient needs them.
 extern "C" void pack_float32(const float *weights, const int64_t *strides, float *u, const int64_t *sizes, int turned) {

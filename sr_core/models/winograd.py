@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -35,6 +37,24 @@ def supported(dtype: torch.dtype) -> bool:
     """Whether the library is there and this processor can run it."""
     library = _library()
     return library is not None and bool(getattr(library, f"supports_{NAMES[dtype]}")())
+
+
+def has_matrix_unit() -> bool:
+    """Whether products in bfloat16 are those of the processor's matrix unit (AMX)."""
+    library = _library()
+    return library is not None and bool(library.has_matrix_unit())
+
+
+@contextmanager
+def without_matrix_unit() -> Iterator[None]:
+    """Products by vectors meanwhile, as on a processor without one: to compare the two."""
+    library = _library()
+    assert library is not None
+    library.allow_matrix_unit(False)
+    try:
+        yield
+    finally:
+        library.allow_matrix_unit(True)
 
 
 def convolve(
@@ -118,6 +138,7 @@ def _library() -> ctypes.CDLL | None:
     except OSError:  # this PyTorch brings no GNU OpenMP
         return None
     pointer, integer, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.allow_matrix_unit.argtypes, library.allow_matrix_unit.restype = [flag], None
     library.prelu_pieces.argtypes, library.prelu_pieces.restype = [integer], integer
     for name in NAMES.values():
         getattr(library, f"pack_{name}").argtypes = [pointer] * 4 + [flag]

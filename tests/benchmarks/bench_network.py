@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -84,18 +85,25 @@ class Times:
 
 
 def without_library(device: torch.device, works: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
-    """The same with PyTorch's convolutions; nothing where they are what is used anyway."""
+    """The same without what speeds it up on this processor: the matrix unit, the compiled convolutions."""
 
-    def plain(work: Callable[[], object]) -> Callable[[], object]:
+    def under(
+        condition: Callable[[], AbstractContextManager[object]], work: Callable[[], object]
+    ) -> Callable[[], object]:
         def run() -> object:
-            with mock.patch.object(winograd, "supported", lambda dtype: False):
+            with condition():
                 return work()
 
         return run
 
     if device.type != "cpu" or not winograd.supported(torch.float32):
         return {}
-    return {f"{name}, without the compiled convolutions": plain(work) for name, work in works.items()}
+    conditions: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "without the compiled convolutions": lambda: mock.patch.object(winograd, "supported", lambda dtype: False)
+    }
+    if winograd.has_matrix_unit():
+        conditions = {"without the matrix unit in ours": winograd.without_matrix_unit, **conditions}
+    return {f"{name}, {what}": under(how, work) for what, how in conditions.items() for name, work in works.items()}
 
 
 def take_turns(works: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Times:
@@ -260,7 +268,7 @@ def machine(device: torch.device) -> str:
     """What was measured on, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    kinds = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+    kinds = {"amx_bf16": "AMX BF16", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
     known = next((name for flag, name in kinds.items() if flag in flags), platform.machine())

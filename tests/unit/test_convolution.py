@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from sr_core.models import convolution, winograd
 from sr_core.models.convolution import Conv3, Layers, convolve, fold_edges, replicate_edges
 
-SHAPES = [(16, 32, 3, 13, 7), (64, 64, 2, 16, 16), (128, 64, 1, 9, 33), (32, 128, 2, 1, 1)]
+SHAPES = [(16, 32, 3, 13, 7), (64, 64, 2, 16, 16), (128, 64, 1, 9, 33), (32, 128, 2, 1, 1), (48, 48, 1, 30, 20)]
 """Input and output channels, images, height, width: multiples of a tile, and not."""
 
 
@@ -63,6 +63,19 @@ def test_bfloat16_is_within_two_hundredths(way, shape):
         found = convolve(x, layer, prelu, skip.bfloat16())
     assert found.dtype == torch.bfloat16
     assert relative(found, exact(*parts)) < 0.02
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_matrix_unit_multiplies_as_vectors_do(shape):
+    if not winograd.has_matrix_unit():
+        pytest.skip("this processor has no matrix unit (AMX), or the library is not built")
+    x, layer, prelu, skip = operation(shape, whole=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        tiles = convolve(x, layer, prelu, skip.bfloat16())
+        with winograd.without_matrix_unit():
+            vectors = convolve(x, layer, prelu, skip.bfloat16())
+    # the same rounded factors, added in another order: at most the last bit of a bfloat16 differs
+    assert relative(tiles, vectors) < 2e-3
 
 
 def test_a_result_depends_neither_on_threads_nor_on_the_images_beside_it(way):
