@@ -97,6 +97,11 @@ class FilesSource(Section):
 
     kind: Literal["files"] = Field(description="Sentinel-2 that lies in a folder")
     path: Path = Field(description="folder with the Sentinel-2 series")
+    s2_bands: dict[BandName, Literal["B02", "B03", "B04", "B08"]] | None = Field(
+        None,
+        description="which bands of the GeoTIFFs are blue, green, red and nir, where they are named otherwise than"
+        " B02, B03, B04 and B08: {blue: B04, red: B02}; none: as they are named, and a look whether that can be",
+    )
     vhr_path: Path | None = Field(
         None, description="folder with orthorectified VHR GeoTIFFs, a file an acquisition, DIMAP metadata beside"
     )
@@ -113,6 +118,13 @@ class FilesSource(Section):
     region: str = Field("area", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of the region, for statistics")
     nodata: int = Field(0, ge=0, le=65535, description="value of pixels without data")
     max_bad_scl: Fraction = Field(1.0, description="dates with a larger share of bad SCL classes are not read")
+
+    @model_validator(mode="after")
+    def _each_band_once(self) -> FilesSource:
+        named = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", **(self.s2_bands or {})}
+        if len(set(named.values())) < 4:
+            raise ValueError(f"s2_bands takes one band for two colours: {named}; say which band the other one is")
+        return self
 
     @model_validator(mode="after")
     def _every_band(self) -> FilesSource:

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from sr_core import BANDS
 from sr_core.config import FilesSource
 from sr_core.errors import DataError, SourceError
 from sr_core.masks.s2cloudless import S2CLOUDLESS_BANDS
 from sr_core.patches import S2_GSD, EOPatch, Patch
+from sr_core.progress import say
 from sr_core.sources import Dates, Region
-from sr_core.sources.geotiff import open_tiffs
+from sr_core.sources.geotiff import TiffSeries, open_tiffs
 from sr_core.sources.netcdf import PATTERN, open_netcdf
-from sr_core.sources.products import check_offsets
-from sr_core.sources.rasters import Frame, Overlap, Series, area_mean, best_of_passes
+from sr_core.sources.products import AIR_ALONE, check_offsets, darkest
+from sr_core.sources.rasters import S2_BANDS, Frame, Overlap, Series, area_mean, best_of_passes
 from sr_core.sources.safe import find_products, open_safe
 from sr_core.sources.scl import SCL_CLOUD, SCL_NODATA
 from sr_core.sources.vhr import RADIANCE_SCALE, VHRFile, read_vhr, vhr_files
@@ -34,6 +36,7 @@ class FileSeries:
 
     def __init__(self, config: FilesSource) -> None:
         self.config = config
+        self._doubted = False
         files = _files(config.path, "source.path")
         sites = sorted(path for path in files if path.match(PATTERN))
         tiffs = [path for path in files if path.suffix.lower() in TIFF]
@@ -59,7 +62,14 @@ class FileSeries:
                 for number, path in enumerate(sites, start=1)
             ]
         else:
-            self.series = [open_tiffs(config.path, tiffs, config.region, config.nodata)]
+            own = dict(zip(BANDS, S2_BANDS, strict=True))
+            named = {own[colour]: band for colour, band in (config.s2_bands or {}).items()}
+            self.series = [open_tiffs(config.path, tiffs, config.region, config.nodata, named)]
+        if config.s2_bands and not isinstance(self.series[0], TiffSeries):
+            raise SourceError(
+                f"source.s2_bands is set, but {config.path} holds {'SAFE products' if products else 'NetCDF series'},"
+                " whose bands are named; it is for GeoTIFFs: remove the key"
+            )
 
     def regions(self) -> list[Region]:
         """One region of a folder; of several UTM zones or NetCDF sites each one, `<region>-1`, `<region>-2`, ..."""
@@ -96,6 +106,8 @@ class FileSeries:
         check_offsets(values, valid, [f.timestamp for f in frames], [f.baseline for f in frames], where)
         if scl is not None:
             valid &= ~np.isin(scl, SCL_NODATA)
+        if isinstance(series, TiffSeries) and frames[0].level == "L1C" and self.config.s2_bands is None:
+            self._doubt_names(values, valid)
         keep = self._dates_to_keep(frames, valid, scl, overlap)
         if not keep:
             raise DataError(
@@ -182,6 +194,20 @@ class FileSeries:
                 f" it covers {covered}"
             )
         return max(meeting, key=lambda pair: pair[1].window.width * pair[1].window.height)
+
+    def _doubt_names(self, values: np.ndarray[Any, Any], valid: np.ndarray[Any, Any]) -> None:
+        """Say so, once, where blue and red seem to be exchanged."""
+        if self._doubted:
+            return
+        dark = darkest(values, valid)
+        if dark is not None and dark[0] < min(AIR_ALONE, dark[2]):
+            self._doubted = True
+            say(
+                f"{self.config.path}: the darkest ground is {dark[0] / 1e4:.3f} in B02 and {dark[2] / 1e4:.3f} in B04;"
+                f" at the top of the atmosphere the air alone reflects more than {AIR_ALONE / 1e4:g} of blue and less"
+                " of red, so that the two seem to be exchanged. If they are: source.s2_bands: {blue: B04, red: B02}; if"
+                " not, {blue: B02, red: B04} ends this message"
+            )
 
     def _dates_to_keep(
         self,

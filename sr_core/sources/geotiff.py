@@ -50,6 +50,8 @@ class TiffSeries(Series):
 
     frames: Sequence[TiffFrame]
     nodata: int
+    named: Mapping[str, str]
+    """What the files call a band, where it is not its own name."""
 
     @cached_property
     def bands(self) -> frozenset[str]:
@@ -59,7 +61,7 @@ class TiffSeries(Series):
         assert isinstance(frame, TiffFrame)
         layers, valid = [], np.ones((window.height, window.width), bool)
         for band in bands:
-            values, good = _read_fine(frame.files[band], window, self.nodata)
+            values, good = _read_fine(frame.files[self.named.get(band, band)], window, self.nodata)
             layers.append(values)
             valid &= good
         stacked = np.stack(layers, axis=-1)
@@ -87,10 +89,13 @@ def _read_fine(file: BandFile, window: Window, nodata: int) -> tuple[NDArray[np.
     return values, np.asarray(repeated(lambda _: parts[0], window, factor), bool)
 
 
-def open_tiffs(folder: Path, files: Sequence[Path], region: str, nodata: int) -> TiffSeries:
+def open_tiffs(
+    folder: Path, files: Sequence[Path], region: str, nodata: int, named: Mapping[str, str] | None = None
+) -> TiffSeries:
     """The series of all GeoTIFFs of a folder. Reads headers only.
 
-    Raises `SourceError` for a file that cannot be read, is off the common grid, has no date, or lacks bands.
+    `named` says by which name the files call a band ("B02": "B04"), where it is not its own. Raises `SourceError` for
+    a file that cannot be read, is off the common grid, has no date, or lacks bands.
     """
     by_band: dict[tuple[Path, str], dict[str, Path]] = {}
     others: list[Path] = []
@@ -115,7 +120,7 @@ def open_tiffs(folder: Path, files: Sequence[Path], region: str, nodata: int) ->
             f"{folder}, product {without.product_id}: SCL is missing; found it for {len(with_scl)} of {len(frames)}"
             " dates, expected it for all or for none"
         )
-    return TiffSeries(region, _common_grid(frames), frames, nodata)
+    return TiffSeries(region, _common_grid(frames), frames, nodata, named or {})
 
 
 def _band_name(text: str) -> str:

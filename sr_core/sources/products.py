@@ -67,8 +67,23 @@ SIDE_DATES = 6
 `SIDE_TOLERANCE`, given this many dates on each: fewer may all be cloudy (up to 5 in a row were, in real series)."""
 DARK_END = 5.0
 """Percentile of a date's pixels that stands for its dark end: bright clouds do not move it."""
+AIR_ALONE = 600
+"""Blue reflectance x 10000 at the top of the atmosphere over ground that reflects nothing, at the least: under the suns
+and views of Sentinel-2 molecules alone scatter 0.07 to 0.09 of it at sea level, and a third of that in red."""
 SAMPLE = 2000
 NAMED_DATES = 8
+
+
+def darkest(values: NDArray[np.int32], valid: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """Of each band, the lowest 1st percentile of a date; None without a date that is mostly valid.
+
+    `values` (T, H, W, 4) are reflectance x 10000, `valid` (T, H, W). Clouds and haze only raise a date's.
+    """
+    dates = [frame[seen] for frame, seen in zip(values, valid, strict=True) if seen.mean() > 0.5]
+    if not dates:
+        return None
+    low: NDArray[np.float64] = np.min([np.percentile(date, 1, axis=0) for date in dates], axis=0)
+    return low
 
 
 CURE = "Keep the official product names, or remove the offset from the files"

@@ -15,6 +15,12 @@ from sr_core.storage import storage_for
 from tests.seaweed import BUCKET, seaweed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.realdata, pytest.mark.timeout(1800)]
+CONFIG = """
+name: okavango
+source: {{kind: files, path: {folder}, region: okavango, s2_bands: {{blue: B04, red: B02}}}}
+grid: {{cell_m: 3000, buffer_m: 0, anchor: source}}
+super_resolve: {{max_age_days: 100}}
+"""
 AT_MOST_S = 300
 """On two cores that nobody else uses."""
 
@@ -28,7 +34,9 @@ def test_a_folder_of_files_becomes_a_site_in_s3(
             monkeypatch.setenv(name, value)
         site = f"s3://{BUCKET}/site"
         program = [sys.executable, "-c", "from subpixel.cli import main_program; main_program()", "super-resolve"]
-        options = ["--source", sample_data / "okavango", "--out", tmp_path / "okavango", "--publish", site, "--yes"]
+        config = tmp_path / "okavango.yaml"
+        config.write_text(CONFIG.format(folder=sample_data / "okavango"), encoding="utf-8")
+        options = [config, "--out", tmp_path / "okavango", "--publish", site, "--yes"]
         started = time.monotonic()
         done = subprocess.run([*program, *map(str, options)], env=dict(os.environ), capture_output=True, text=True)
         seconds = time.monotonic() - started

@@ -49,6 +49,37 @@ def test_other_bands_and_files_beside_are_ignored(series: Path) -> None:
     assert len(opened(series).s2(PATCH, None).get_timestamps()) == 3
 
 
+def test_bands_that_are_named_otherwise(series: Path, tmp_path: Path) -> None:
+    exchanged = opened(series, s2_bands={"blue": "B04", "red": "B02"}).s2(PATCH, None)
+    assert np.array_equal(exchanged.data["BANDS"][0], field()[[2, 1, 0, 3]].transpose(1, 2, 0))
+    with pytest.raises(ValueError, match="one band for two colours"):
+        opened(series, s2_bands={"blue": "B04"})
+    (tmp_path / "sites").mkdir()
+    write_netcdf(tmp_path / "sites", "a", np.full((3, 32, 32), 4, np.uint8))
+    with pytest.raises(SourceError, match=r"source\.s2_bands is set, but .*NetCDF"):
+        opened(tmp_path / "sites", s2_bands={"blue": "B04", "red": "B02"})
+
+
+@pytest.mark.parametrize(
+    ("blue", "red", "level", "keys", "doubted"),
+    [
+        (450, 800, "L1C", {}, True),  # no blue light is as dark through the air
+        (450, 800, "L1C", {"s2_bands": {"blue": "B02", "red": "B04"}}, False),
+        (800, 450, "L1C", {}, False),
+        (1500, 3000, "L1C", {}, False),  # a desert
+        (450, 800, "L2A", {}, False),  # the air is removed
+    ],
+)
+def test_blue_that_is_darker_than_air_is_doubted_once(tmp_path, capsys, blue, red, level, keys, doubted) -> None:
+    ground = np.stack([np.full((64, 64), value, np.uint16) for value in (blue, 700, red, 2000)])
+    for day in DAYS:
+        write_product(tmp_path / "s2", product(day).replace("L1C", level), ground)
+    source = opened(tmp_path / "s2", **keys)
+    for _ in range(2):
+        source.s2(PATCH, None)
+    assert capsys.readouterr().err.count("seem to be exchanged") == doubted
+
+
 @pytest.mark.parametrize("name", ["2017-04-01.tif", "S2_20170401T102030_N0204.tif", "scene_20170401.tif"])
 def test_a_file_a_date(tmp_path: Path, name: str) -> None:
     write_tiff(tmp_path / name, field())
@@ -356,6 +387,14 @@ def test_truncated_netcdf(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(SourceError, match=r"S2_L2A_10m_a\.nc: not a readable NetCDF"):
         opened(tmp_path)
+
+
+@pytest.mark.realdata
+def test_the_okavango_files_call_red_b02_and_blue_b04(sample_data: Path, capsys) -> None:
+    okavango = opened(sample_data / "okavango")
+    (region,) = okavango.regions()
+    okavango.s2(make_patch("area", region.epsg, region.bounds, 0), None)
+    assert "the darkest ground is 0.03" in capsys.readouterr().err
 
 
 @pytest.mark.realdata

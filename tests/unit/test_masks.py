@@ -91,7 +91,8 @@ def test_pixels_without_data_are_not_judged() -> None:
 
 @pytest.mark.realdata
 def test_okavango_against_the_known_dates(sample_data: Path) -> None:
-    source = FileSeries(FilesSource(kind="files", path=sample_data / "okavango"))
+    named = {"blue": "B04", "red": "B02"}  # by the files
+    source = FileSeries(FilesSource(kind="files", path=sample_data / "okavango", s2_bands=named))
     (region,) = source.regions()
     eopatch = source.s2(make_patch("okavango", region.epsg, region.bounds, 0), None)
     mask = cloud_mask(eopatch.data["BANDS"].astype(np.float32) / 10_000, eopatch.mask["VALID"][..., 0])
@@ -99,9 +100,10 @@ def test_okavango_against_the_known_dates(sample_data: Path) -> None:
     clear = "04-01 04-11 04-21 05-01 05-11 05-21 05-31 06-10 06-20 06-30 07-10 07-20 08-09 08-19 08-29"
     assert {day for day, share in flagged.items() if share < 0.02} == set(clear.split())
     assert all(flagged[day] > 0.99 for day in ("12-12", "01-01", "01-11", "02-20"))
-    assert all(flagged[day] > 0.5 for day in ("02-10", "07-30"))
-    assert 0.06 < flagged["12-22"] < 0.3
-    assert all(0.25 < flagged[day] < 0.9 for day in ("03-02", "03-12", "03-22"))
+    assert flagged["02-10"] > 0.99 and flagged["07-30"] > 0.4  # haze; the cloud filter drops what has more than a tenth
+    assert 0.06 < flagged["12-22"] < 0.3 and 0.25 < flagged["03-02"] < 0.9
+    # thin cloud between thick ones, four fifths of the scene with their shadows: then all of it is flagged
+    assert all(flagged[day] > 0.8 for day in ("03-12", "03-22"))
 
 
 @pytest.mark.realdata

@@ -114,7 +114,8 @@ def test_its_intervals_hold_about_what_they_promise():
 @pytest.mark.realdata
 def test_degraded_back_it_gives_the_sentinel_2_frame(sample_data: Path):
     """Okavango, the latest clear date: within 0.003 mean absolute reflectance at any plausible MTF."""
-    source = FileSeries(FilesSource(kind="files", path=sample_data / "okavango", region="okavango"))
+    named = {"blue": "B04", "red": "B02"}  # by the files
+    source = FileSeries(FilesSource(kind="files", path=sample_data / "okavango", region="okavango", s2_bands=named))
     patch = make_patch("okavango", 32734, (699_960, 7_897_000, 702_960, 7_900_000), 0)
     series = source.s2(patch, (dt.date(2017, 6, 1), dt.date(2017, 8, 29)))
     bands = np.moveaxis(series.data["BANDS"], -1, 1)[::-1][:8, :, :128, :128]
