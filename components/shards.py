@@ -23,6 +23,7 @@ from eolearn.core import EOExecutor, EONode, EOTask, EOWorkflow, OutputTask, Wor
 from components.stage import Context
 from sr_core.config import Config
 from sr_core.errors import ConfigError, SubpixelError
+from sr_core.memory import return_large_arrays, return_what_is_free
 from sr_core.patches import Patch
 from sr_core.progress import say, track
 
@@ -31,14 +32,11 @@ PatchFunction = Callable[..., T]
 """What is done with one patch: (configuration, input folders by stage, output folder, patch), and what is `given` for
 the patch. A function of a module, so that other processes find it; it writes files, and what it returns is small."""
 
-WORKER_ENVIRONMENT = {
-    # they share the cores by patches, and threads beside that only get in each other's way
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"),
-    # glibc keeps the memory of large arrays for the next ones: giving it back and forth takes a tenth of the time
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 28),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 29),
-}
-"""Of worker processes, where the user has not set it otherwise."""
+WORKER_ENVIRONMENT = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
+)
+"""Of worker processes, where the user has not set it otherwise: they share the cores by patches, and threads beside
+that only get in each other's way."""
 RESULT = "result"
 Arguments = list[dict[EONode, dict[str, object]]]
 """Of each run of the workflow."""
@@ -61,6 +59,7 @@ def each_patch(
     if not patches:
         return []
     leave_errors_to_us()
+    return_large_arrays()
     task = EONode(PatchTask(function, context.config, context.inputs, context.output))
     workflow = EOWorkflow([task, EONode(OutputTask(RESULT), inputs=[task])])
     more = {} if given is None else {patch: (given[patch],) for patch in patches}
@@ -79,7 +78,9 @@ class PatchTask(EOTask):
         self.function, self.config, self.inputs, self.output = function, config, dict(inputs), output
 
     def execute(self, *, patch: Patch, more: tuple[Any, ...]) -> Any:
-        return self.function(self.config, self.inputs, self.output, patch, *more)
+        found = self.function(self.config, self.inputs, self.output, patch, *more)
+        return_what_is_free()  # so that a process needs as much after three hundred patches as after three
+        return found
 
 
 class PatchExecutor(EOExecutor):
@@ -162,6 +163,7 @@ def become_worker() -> None:
     assert parent is not None
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     leave_errors_to_us()
+    return_large_arrays()
 
     def watch() -> None:
         parent.join()

@@ -47,6 +47,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
 import sr_core
+from components.unfinished import Unfinished
 from sr_core.config import Config, load_config, parse_config
 from sr_core.errors import ArtifactError, ConfigError, StorageError, SubpixelError
 from sr_core.progress import console
@@ -100,6 +101,8 @@ class Context:
     inputs: Mapping[str, Path]
     output: Path
     key: str
+    unfinished: Unfinished = field(default_factory=Unfinished)
+    """Where it may keep finished parts of its work, in case it is killed."""
 
 
 @dataclass(frozen=True)
@@ -343,9 +346,11 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
         (output / RECORD).unlink(missing_ok=True)
         if store.local is None and stage.by_patch:
             fetch_parts(store, stage, key, output)
+        unfinished = Unfinished() if store.local else Unfinished(store, output, stage.folder, key)
+        unfinished.restore()
         console.print(f"[bold]{stage.name}[/bold]")
         started = time.time()
-        result = stage.program().work(Context(config, inputs, output, key))
+        result = stage.program().work(Context(config, inputs, output, key, unfinished))
         record = {
             "stage": stage.name,
             "key": key,
@@ -369,6 +374,7 @@ def run(stage: Stage, config: Config, root: str) -> dict[str, Any]:
                 store.send(folder / name, name)
             store.upload(output, stage.folder, last=RECORD)
             store.remove(f"{SHARDS}/{stage.folder}")
+            unfinished.remove()
         summary = f"skipped: {result.skipped}" if result.skipped else _short(record["counts"])
         console.print(f"[bold]{stage.name}[/bold]: {summary} in {record['seconds']:.0f} s")
         return record

@@ -31,7 +31,7 @@ from sr_core.inference.dates import Pass, PatchDates, Target, find_targets
 from sr_core.inference.engine import Shares
 from sr_core.inference.estimate import Estimate, estimate, probe
 from sr_core.inference.mosaic import FrameStore
-from sr_core.inference.products import Provenance, index_entry, kept_date, make_date
+from sr_core.inference.products import Provenance, index_entry, kept_date, make_date, windows_of
 from sr_core.inference.stac import write_collection, write_model
 from sr_core.memory import return_large_arrays
 from sr_core.models.bundle import SHIPPED, WEIGHTS, SuperResolver, load_bundle
@@ -96,7 +96,9 @@ def work(context: Context) -> Result:
                     window_px=settings.window_px,
                     precision=settings.precision,
                     shares=shares,
+                    keep=context.unfinished.save,
                 )
+                context.unfinished.discard(windows_of(context.output, each.region, target))
             items.append(item)
             say(
                 f"{each.region} {target.timestamp:%Y-%m-%d} ({number}/{len(each.targets)}):"

@@ -70,7 +70,17 @@ def work(context: Context) -> Result:
             if len(validation):
                 tracker.picture("validation", side_by_side, f"{validation.ids[0]}: {', '.join(PICTURES)}", step)
 
-        trained = train(settings, batches, validation, statistics, context.output, tracker.log, show, workers)
+        trained = train(
+            settings,
+            batches,
+            validation,
+            statistics,
+            context.output,
+            tracker.log,
+            show,
+            workers,
+            keep=context.unfinished.save,
+        )
         meta = {
             "frames": batches.frames,
             "normalization": {region: place.to_json() for region, place in statistics.items()},

@@ -15,7 +15,7 @@ import datetime as dt
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -248,17 +248,20 @@ def make_date(
     window_px: int,
     precision: Precision = "float32",
     shares: Shares | None = None,
+    keep: Callable[[Path, str], None] = lambda folder, last: None,
 ) -> dict[str, Any]:
     """Make `<root>/<region>/<date>/` and return its STAC Item.
 
     `patches` are all of the region, whose cells make the mosaic; those that are not the target's are nodata. `store`
     holds the target's frames. Finished windows of an interrupted call with the same arguments are used. Adds the time
-    it takes to `shares`.
+    it takes to `shares`. `keep` is told of each folder that is finished, a window's or the date's, and of the file in
+    it that says so: for a caller whose `root` does not outlive it.
     """
     shares = Shares() if shares is None else shares
     folder, aside = root / region / target.name, root / region / f".{target.name}"
-    pieces = root / region / f".{target.name}.windows"
-    shutil.rmtree(aside, ignore_errors=True)
+    pieces = windows_of(root, region, target)
+    for left in (aside, folder):  # without its item, or the date would be kept
+        shutil.rmtree(left, ignore_errors=True)
     pieces.mkdir(parents=True, exist_ok=True)
     made = [patch for patch in patches if patch.id in set(target.patches)]
     mosaic = Mosaic.of(patches)
@@ -269,6 +272,7 @@ def make_date(
 
         def write(window: Window, found: Estimated) -> None:
             _write_window(pieces / _name(window), mosaic, window, *work.layers(window, found))
+            keep(pieces / _name(window), TALLY)
 
         steps = overlapped(missing, lambda window: work.read(window, reader), work.estimate, write, shares)
         for _ in track(steps, f"{region} {target.timestamp:%Y-%m-%d}", len(missing)):
@@ -278,6 +282,7 @@ def make_date(
             item = _finish(aside, pieces, every, work, region, provenance, collection)
             aside.rename(folder)
             shutil.rmtree(pieces)
+        keep(folder, ITEM_FILE)
     return item
 
 
@@ -286,9 +291,14 @@ def kept_date(root: Path, region: str, target: Target) -> dict[str, Any] | None:
     path = root / region / target.name / ITEM_FILE
     if not path.is_file():
         return None
-    shutil.rmtree(root / region / f".{target.name}.windows", ignore_errors=True)
+    shutil.rmtree(windows_of(root, region, target), ignore_errors=True)
     item: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return item
+
+
+def windows_of(root: Path, region: str, target: Target) -> Path:
+    """Where the finished windows of a date lie until it is made."""
+    return root / region / f".{target.name}.windows"
 
 
 def index_entry(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,7 +327,8 @@ def _write_window(
 ) -> None:
     """Write a window's pieces aside and rename their folder."""
     aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in (aside, folder):
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir()
     for layer, image in layers.items():
         write_piece(aside / layer.file, image, layer, mosaic, window)

@@ -103,11 +103,11 @@ class Course:
         aside.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
         aside.replace(folder / METRICS)
 
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint, aside and renamed."""
+    def save(self, folder: Path) -> Path:
+        """Write the checkpoint, aside and renamed; returns where it is."""
         state = {name: value.state_dict() if name in LEARNED else value for name, value in vars(self).items()}
         torch.save(state | {"watch": asdict(self.watch)}, folder / f".{CHECKPOINT}")
-        (folder / f".{CHECKPOINT}").replace(folder / CHECKPOINT)
+        return (folder / f".{CHECKPOINT}").replace(folder / CHECKPOINT)
 
     def restore(self, saved: Mapping[str, Any] | None) -> None:
         """Take over what a checkpoint holds, if there is one."""

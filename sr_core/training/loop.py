@@ -56,12 +56,14 @@ def train(
     listen: Callable[[Record], None] = lambda record: None,
     show: Callable[[int, HighResNet], None] = lambda step, model: None,
     workers: Workers = ALONE,
+    keep: Callable[[Path], None] = lambda checkpoint: None,
 ) -> Trained:
     """Train a network, or continue from `folder/checkpoint.pt`.
 
     `statistics` has the normalisation of every region of `validation`. `folder` receives checkpoint.pt and
     metrics.jsonl, a line every 10 steps and every validation; `listen` hears every line, and `show` is given the
-    averaged network at each validation. Without validation samples the last weights win. With several `workers`, all
+    averaged network at each validation; `keep` is told of each checkpoint, for a caller whose `folder` does not outlive
+    it. Without validation samples the last weights win. With several `workers`, all
     of which call this, the first alone validates, writes, logs and has the best weights.
 
     Raises `DataError` when loss or gradient is not finite or the loss runs away, naming the samples of the batch, or
@@ -127,7 +129,7 @@ def train(
                 course.log(record, folder)
                 listen(record)
             if (validating or stopped) and workers.first:
-                course.save(folder)
+                keep(course.save(folder))
             if stopped:
                 raise StoppedBySignalError(*noted[:1])
             if tired:
