@@ -42,6 +42,8 @@ PROBE_TIMEOUT_S = 5.0
 QUIET_S = 0.5
 """A request that is answered faster found nothing before it."""
 STOP_TIMEOUT_S = 10.0
+BLAS = {"OPENBLAS_NUM_THREADS": "1"}
+"""As in `serving.local`: threads of numpy's would wait busily on the network's cores."""
 ESTABLISHED = "01"
 """State of a connection in /proc/net/tcp."""
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
@@ -83,7 +85,7 @@ def run(settings: Mapping[str, str]) -> int:
     process = subprocess.Popen(
         [server, logging, *options],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder)},
+        env={**BLAS, **os.environ, "TMPDIR": str(folder)},
         preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS),
     )
     while True:

@@ -11,7 +11,9 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,8 @@ MAX_SHIFT = 2.0
 """Low-resolution pixels: no pass is displaced by more."""
 MAX_MEDIAN = 20_000
 """Counts; half of a scene above reflectance 2 is not reflectance x 10000."""
+MEDIAN_OF = 40_000
+"""Values are enough to tell that."""
 
 SR_NODATA, COMPANION_NODATA = 0, 65535
 CONSISTENCY_MTF, BLUR_PX = 0.3, 5
@@ -203,9 +207,14 @@ def super_resolve_all(program: Program, requests: Sequence[Request]) -> list[Res
         if isinstance(work, _Work):
             for window, outer in work.windows:
                 alike.setdefault(outer.shape, []).append((work, window, outer))
-    for parts in alike.values():
-        for first in range(0, len(parts), program.together):
-            _compute(program, parts[first : first + program.together])
+    _compute_side_by_side(
+        program,
+        [
+            parts[first : first + program.together]
+            for parts in alike.values()
+            for first in range(0, len(parts), program.together)
+        ],
+    )
     return [answer.result() if isinstance(answer, _Work) else answer for answer in answers]
 
 
@@ -262,6 +271,22 @@ class _Work:
 
     def result(self) -> Result:
         return Result(self.sr, self.uncertainty, self.consistency, len(self.windows))
+
+
+def _compute_side_by_side(program: Program, groups: Sequence[Sequence[tuple[_Work, Window, Window]]]) -> None:
+    """Run the network on groups of windows: one after the other on a GPU; on a CPU several, with a share of its threads
+    each, so that what comes before and after the network occupies all of them as well."""
+    threads = torch.get_num_threads()
+    beside = min(len(groups), threads) if program.device.type == "cpu" else 1
+    if beside < 2:
+        for parts in groups:
+            _compute(program, parts)
+        return
+    try:
+        with ThreadPoolExecutor(beside, initializer=torch.set_num_threads, initargs=(threads // beside,)) as pool:
+            list(pool.map(partial(_compute, program), groups))
+    finally:
+        torch.set_num_threads(threads)  # it holds for a thread, and for those that begin later
 
 
 def _compute(program: Program, parts: Sequence[tuple[_Work, Window, Window]]) -> None:
@@ -352,15 +377,19 @@ def statistics(
         raise RequestError("`mean` and `std` belong together: give both, or neither.")
     if not clear.any():
         raise RequestError("No pixel is clear: there is nothing to super-resolve.")
-    values = np.moveaxis(frames, 1, -1)[clear]
-    if (middle := float(np.median(values[:: 1 + len(values) // 10_000]))) > MAX_MEDIAN:
+    values = [band[clear] for band in np.moveaxis(frames, 1, 0)]
+    step = 1 + clear.sum() * len(values) // MEDIAN_OF
+    if (middle := float(np.median(np.concatenate([band[::step] for band in values])))) > MAX_MEDIAN:
         raise RequestError(
             f"Half of the clear pixels are above {middle:g}; expected reflectance x {REFLECTANCE_SCALE},"
             f" of which {MAX_MEDIAN} is more than any ground reflects."
         )
     if mean is None or std is None:
-        reflectance = values.astype(np.float64) / REFLECTANCE_SCALE
-        mean, std = reflectance.mean(axis=0), np.maximum(reflectance.std(axis=0), MIN_STD)
+        # whole numbers, whose sums are exact: one pass, and no difference to that of two
+        exact = [band.astype(np.float64) for band in values]
+        mean = np.array([band.mean() for band in exact]) / REFLECTANCE_SCALE
+        square = np.array([np.dot(band, band) for band in exact]) / len(exact[0]) / REFLECTANCE_SCALE**2
+        std = np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), MIN_STD)
     bands = frames.shape[1]
     for name, given in (("mean", mean), ("std", std)):
         if given.shape != (bands,) or given.dtype.kind != "f" or not np.isfinite(given).all():

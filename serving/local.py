@@ -23,6 +23,9 @@ from sr_core.errors import ArtifactError
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
+BLAS = {"OPENBLAS_NUM_THREADS": "1"}
+"""For workers: numpy's BLAS starts threads that wait busily for the next product, and so take the cores from the
+network's, which then needs three times as long; what is multiplied with numpy is small."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -42,8 +45,11 @@ class Server:
 
 
 @contextmanager
-def serve(archive: Path, port: int | None = None) -> Iterator[Server]:
+def serve(archive: Path, port: int | None = None, workers: int = 1) -> Iterator[Server]:
     """Serve one archive at `port` of 127.0.0.1 (none: a free one) until the block ends.
+
+    The machine's cores are shared out among the `workers`: with several, one computes while another reads and writes,
+    and each request by itself takes longer.
 
     The Java server is started directly, in a process group of its own: `torchserve` would start it as a child that
     survives the launcher. On Linux it ends even where this process is killed. Raises `ArtifactError` where Java or
@@ -64,12 +70,15 @@ def serve(archive: Path, port: int | None = None) -> Iterator[Server]:
         ports = free_ports(5)
         ports[0] = port or ports[0]
         config = folder / "config.properties"
-        config.write_text(configuration(ports), encoding="utf-8")
+        config.write_text(configuration(ports, workers), encoding="utf-8")
+        shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
         with (logs / "console.log").open("wb") as console:
             process = subprocess.Popen(
                 command(java, config, store, folder),
                 cwd=folder,
                 env={
+                    **BLAS,
+                    **shared,
                     **os.environ,
                     "LOG_LOCATION": str(logs),
                     "METRICS_LOCATION": str(logs),
@@ -116,9 +125,11 @@ def command(java: str, config: Path, store: Path, folder: Path) -> list[str]:
     ]
 
 
-def configuration(ports: list[int]) -> str:
-    """config.properties with other ports: inference, management, metrics, gRPC inference, gRPC management."""
+def configuration(ports: list[int], workers: int) -> str:
+    """config.properties with another number of workers and other ports: inference, management, metrics, gRPC inference,
+    gRPC management."""
     changes = {
+        "default_workers_per_model": str(workers),
         "inference_address": f"http://127.0.0.1:{ports[0]}",
         "management_address": f"http://127.0.0.1:{ports[1]}",
         "metrics_address": f"http://127.0.0.1:{ports[2]}",

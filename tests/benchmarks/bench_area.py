@@ -22,15 +22,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from sr_core import BANDS, SCALE
 from sr_core.config import parse_config
 from sr_core.inference.dates import PatchDates, find_targets
 from sr_core.inference.engine import Shares
 from sr_core.inference.mosaic import FrameStore
-from sr_core.inference.products import Provenance, make_date
+from sr_core.inference.products import Provenance, halo, make_date
 from sr_core.memory import return_large_arrays
+from sr_core.models import winograd
 from sr_core.models.bundle import SHIPPED, load_bundle
 from sr_core.models.normalization import Normalization
 from sr_core.patches import Patch, make_patch, read_index
@@ -47,6 +51,10 @@ ONE_KM2 = {
 }
 TILE_KM = 109.8
 """Side of a Sentinel-2 tile."""
+H100_TFLOPS = 989.4
+"""Of an H100 SXM in bfloat16, dense, as NVIDIA specifies it."""
+H100_SHARES = (0.05, 0.2)
+"""What small convolutions may reach of it: an assumption, no card has run this."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ def prepare(root: Path) -> None:
 
 def measure(root: Path, km: int, threads: int, window_px: int) -> Measured:
     """Make one date of `km` x `km` kilometres in this process."""
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))  # the files are made by all cores there are
     torch.set_num_threads(threads)
     return_large_arrays()
     [one] = read_index(root / "patches")
@@ -150,6 +159,7 @@ def table(sides: Sequence[int], threads: int, window_px: int = 256) -> str:
     with tempfile.TemporaryDirectory(prefix="subpixel-bench-") as folder:
         prepare(Path(folder))
         found = [_in_process_of_its_own(Path(folder), km, threads, window_px) for km in sides]
+        alone = _in_process_of_its_own(Path(folder), sides[0], 1, window_px)
     lines = [
         f"| area | megapixels | s | a second | laying frames | {' | '.join(PARTS)} | peak memory, MiB | files, MiB |",
         f"|---|{'---:|' * (6 + len(PARTS))}",
@@ -162,17 +172,63 @@ def table(sides: Sequence[int], threads: int, window_px: int = 256) -> str:
     if len(found) > 1:
         growth = found[-1].peak_mib / found[0].peak_mib - 1
         lines[-1] += f" Memory from {found[0].km} km to {found[-1].km} km: {growth:+.1%}."
-    last = found[-1]
-    whole = (TILE_KM * 1000 / 2.5) ** 2 / 1e6
-    hours = whole / last.megapixels * last.seconds / 3600
-    lines += [
-        "",
-        f"At that speed a whole Sentinel-2 tile ({TILE_KM:g} km, {whole:.0f} megapixels) takes {hours:.2f} h.",
+    return "\n".join([*lines, "", whole_tile(found[-1], found[0], alone, threads, window_px)])
+
+
+def whole_tile(largest: Measured, some: Measured, alone: Measured, threads: int, window_px: int) -> str:
+    """A whole Sentinel-2 tile: by the largest area, and estimates for what is not here.
+
+    `some` and `alone` are the same area on `threads` cores and on one: what of its time is shared out by cores (Amdahl
+    1967) says how 16 would do. An H100 computes the network at a share of its specified rate that is not known here.
+    """
+    megapixels = (TILE_KM * 1000 / 2.5) ** 2 / 1e6
+    seconds = largest.seconds * megapixels / largest.megapixels
+    rest = (largest.seconds - largest.shares.inference) * megapixels / largest.megapixels
+    shared = (1 - some.seconds / alone.seconds) / (1 - 1 / threads) if threads > 1 else 0.0
+
+    def on(cores: int, taken: float) -> float:
+        return taken * (1 - shared + shared / cores) / (1 - shared + shared / threads)
+
+    tera = operations_a_megapixel(window_px) * megapixels / 1e12
+    card = [tera / (H100_TFLOPS * share) for share in H100_SHARES]
+    lines = [
+        f"| a whole Sentinel-2 tile: {TILE_KM:g} km, {megapixels:.0f} megapixels | |",
+        "|---|---:|",
+        f"| {threads} cores, at the speed of the last row above | {_told(seconds)} |",
+        f"| 16 cores, estimated: {shared:.0%} of {some.km} km x {some.km} km is shared out"
+        f" ({_told(alone.seconds)} on one core, {_told(some.seconds)} on {threads}) | {_told(on(16, seconds))} |",
+        f"| one H100, the network alone, estimated: {tera:.0f} TFLOP at {H100_SHARES[0]:.0%} and"
+        f" {H100_SHARES[1]:.0%} of its {H100_TFLOPS:g} TFLOP/s in bfloat16 | {card[0]:.0f} s and {card[1]:.0f} s |",
+        f"| one H100 and 16 cores, estimated: the network as slow as that, and all else on the cores |"
+        f" {max(card) + on(16, rest):.0f} s |",
     ]
     return "\n".join(lines)
 
 
+def operations_a_megapixel(window_px: int) -> float:
+    """Floating-point operations of the network for a megapixel at 2.5 m, what windows compute twice included."""
+    resolver = load_bundle(SHIPPED)
+    side, reach = 64, 2 * halo(resolver)
+    frames = torch.zeros(1, resolver.frames, len(BANDS), side, side)
+    masks, shifts = torch.ones(1, resolver.frames, side, side), torch.zeros(1, resolver.frames, 2)
+    plain = mock.patch.object(winograd, "supported", lambda dtype: False)  # whose operations are not counted
+    with plain, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        resolver.model(frames, masks, shifts)
+    return counter.get_total_flops() / (SCALE * side) ** 2 * ((window_px + reach) / window_px) ** 2 * 1e6
+
+
+def _told(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds > 5400
+        else f"{seconds / 60:.0f} min"
+        if seconds > 300
+        else f"{seconds:.0f} s"
+    )
+
+
 def _in_process_of_its_own(root: Path, km: int, threads: int, window_px: int) -> Measured:
+    """On as many cores as there are threads."""
     arguments = ["--root", str(root), "--km", str(km), "--threads", str(threads), "--window", str(window_px)]
     command = [sys.executable, "-m", "tests.benchmarks.bench_area", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

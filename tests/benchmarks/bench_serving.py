@@ -36,6 +36,8 @@ COMPARED = 8
 """Requests at a time at which the server is compared with the bare model."""
 SIDES = (16, 24, 20, 32)
 """Of the requests that memory is watched over: sizes in turn, so that buffers of many lengths are asked for."""
+MEASURED = 300
+"""Requests behind the percentiles: the slowest hundredth should be more than one."""
 MEBIBYTE = 1 << 20
 
 
@@ -109,7 +111,7 @@ def latencies(client: Client, side: int, batch: int) -> str:
     rows = [f"| {FRAMES} frames of {side} x {side} pixels, at a time | p50, ms | p95, ms | p99, ms | requests |"]
     rows.append("|---:|---:|---:|---:|---:|")
     for together in CONCURRENCY:
-        count = max(batch, 4 * together)
+        count = max(MEASURED, batch)
         waits = np.array(ask(client, [body] * count, together)) * 1e3
         shown = " | ".join(f"{value:.0f}" for value in np.percentile(waits, (50, 95, 99)))
         rows.append(f"| {together} | {shown} | {count} |")
