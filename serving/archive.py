@@ -29,7 +29,7 @@ from sr_core.models.normalization import Normalization
 HERE = Path(__file__).parent
 PACKED = ("handler.py", "model-config.yaml")
 PACKAGES = (
-    *("serving/__init__.py", "serving/core.py", "serving/formats.py", "serving/objects.py"),
+    *("serving/__init__.py", "serving/busy.py", "serving/core.py", "serving/formats.py", "serving/objects.py"),
     *("sr_core/__init__.py", "sr_core/radiometry/__init__.py", "sr_core/radiometry/resample.py"),
 )
 """What the handler imports of this project; there it lies before an installation of it."""

@@ -4,7 +4,8 @@
     python3 -m serving.container ready    exit status 0 where all of them are loaded and their workers wait for requests
 
 The configuration is config.properties with the addresses that `SUBPIXEL_INFERENCE_ADDRESS` and
-`SUBPIXEL_METRICS_ADDRESS` name, nothing else changed; management stays on the container's own loopback interface.
+`SUBPIXEL_METRICS_ADDRESS` name and the number of `SUBPIXEL_WORKERS` a model, nothing else changed; management stays on
+the container's own loopback interface.
 
 TorchServe drops what it is working on when it gets SIGTERM, and what waits. So SIGTERM comes here first: for
 `SUBPIXEL_DRAIN_DELAY_S` seconds all goes on as before, for as long takes Kubernetes to tell its proxies that
@@ -16,6 +17,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,13 +28,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from serving.busy import anyone_busy
 from sr_core.errors import ArtifactError, ConfigError, SubpixelError
 
-INFERENCE, METRICS = "SUBPIXEL_INFERENCE_ADDRESS", "SUBPIXEL_METRICS_ADDRESS"
+INFERENCE, METRICS, WORKERS = "SUBPIXEL_INFERENCE_ADDRESS", "SUBPIXEL_METRICS_ADDRESS", "SUBPIXEL_WORKERS"
 MODEL_STORE, DRAIN_DELAY, DRAIN_TIMEOUT = "SUBPIXEL_MODEL_STORE", "SUBPIXEL_DRAIN_DELAY_S", "SUBPIXEL_DRAIN_TIMEOUT_S"
 DEFAULTS = {
     INFERENCE: "http://127.0.0.1:8080",
     METRICS: "http://127.0.0.1:8082",
+    WORKERS: "1",
     MODEL_STORE: "/models",
     DRAIN_DELAY: "0",
     DRAIN_TIMEOUT: "600",
@@ -42,8 +46,6 @@ PROBE_TIMEOUT_S = 5.0
 QUIET_S = 0.5
 """A request that is answered faster found nothing before it."""
 STOP_TIMEOUT_S = 10.0
-BLAS = {"OPENBLAS_NUM_THREADS": "1"}
-"""As in `serving.local`: threads of numpy's would wait busily on the network's cores."""
 ESTABLISHED = "01"
 """State of a connection in /proc/net/tcp."""
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 def run(settings: Mapping[str, str]) -> int:
     """Serve until SIGTERM, or until TorchServe ends by itself. Returns the exit status."""
-    from serving.local import command, find_java  # not for the probe, which runs every few seconds
+    from serving.local import BLAS, command, find_java  # not for the probe, which runs every few seconds
 
     names = models(settings)
     java = find_java()
@@ -96,7 +98,7 @@ def run(settings: Mapping[str, str]) -> int:
                 return status or 1
             continue
         time.sleep(delay)
-        whole = drained(settings[INFERENCE], names, time.monotonic() + timeout)
+        whole = drained(settings[INFERENCE], names, time.monotonic() + timeout, folder)
         print(f"serving: {'all requests are answered' if whole else 'not all requests are answered'}", file=sys.stderr)
         process.terminate()
         try:
@@ -116,8 +118,11 @@ def models(settings: Mapping[str, str]) -> list[str]:
 
 
 def configuration(settings: Mapping[str, str]) -> str:
-    """config.properties with what the environment says. Raises `ConfigError` where an address is none."""
+    """config.properties with what the environment says. Raises `ConfigError` where an address or number is none."""
+    if not re.fullmatch(r"[1-9]\d?", settings[WORKERS]):
+        raise ConfigError(f"{WORKERS}: expected a number from 1 to 99, found {settings[WORKERS]!r}")
     changes = {
+        "default_workers_per_model": settings[WORKERS],
         "inference_address": settings[INFERENCE],
         "management_address": f"http://127.0.0.1:{MANAGEMENT_PORT}",
         "metrics_address": settings[METRICS],
@@ -173,26 +178,30 @@ def ready(names: list[str]) -> bool:
     return True
 
 
-def drained(address: str, names: list[str], deadline: float) -> bool:
+def drained(address: str, names: list[str], deadline: float, temporary: Path) -> bool:
     """Wait until what was accepted is answered and sent. Returns whether it was before `deadline` (monotonic seconds).
 
-    A model's only worker takes requests in their order: when it refuses an empty one, it has done all before.
+    A model's workers take requests in their order: when an empty one is refused, all before it were taken. Then it is
+    seen that no worker, whose folder for temporary files is `temporary`, has one in hand; twice, since a request is
+    in nobody's hand while it is on its way to a worker.
     """
-    port = urlsplit(address).port or 80
+    port, quiet = urlsplit(address).port or 80, 0
     while (left := deadline - time.monotonic()) > 0:
         started = time.monotonic()
         try:
             passed = all(fence(port, name, left) for name in names)
         except ConnectionRefusedError:
             return False  # the server is gone
-        if passed and time.monotonic() - started < QUIET_S and not unsent(port):
+        at_rest = passed and time.monotonic() - started < QUIET_S and not anyone_busy(temporary) and not unsent(port)
+        quiet = quiet + 1 if at_rest else 0
+        if quiet == 2:
             return True
         time.sleep(QUIET_S / 2)
     return False
 
 
 def fence(port: int, name: str, timeout: float) -> bool:
-    """Send a model an empty request. Returns whether its worker has answered (503: the queue is full).
+    """Send a model an empty request. Returns whether a worker has answered (503: the queue is full).
 
     Raises `ConnectionRefusedError` where nobody listens.
     """

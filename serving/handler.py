@@ -20,6 +20,7 @@ import torch
 from ts.metrics.metric_type_enum import MetricTypes
 
 from serving import core, formats, objects
+from serving.busy import busy
 
 TOLERANCE = {"float32": 2, "bfloat16": 40}
 """Counts by which the stored sample's answer may differ from the packager's: other hardware rounds otherwise."""
@@ -64,6 +65,10 @@ class SuperResolution:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer each request of a batch; a bad one does not harm the others."""
+        with busy():
+            return self.answer(data, context)
+
+    def answer(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         answers = [b""] * len(data)
         orders: dict[int, formats.Order] = {}
         began = time.perf_counter()

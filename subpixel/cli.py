@@ -439,6 +439,15 @@ def serve_model(
         list[str] | None,
         typer.Option("--allow", metavar="S3", help="s3://bucket/prefix that requests may name; may be repeated."),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            min=1,
+            max=64,
+            help="Processes that share the cores: several answer more requests a second, each of them later.",
+        ),
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", help="Folder where archives are kept.")] = Path("artifacts/serve"),
 ) -> None:
     """Serve a model on this machine until Ctrl-C: TorchServe with the archive of the shipped bundle."""
@@ -458,7 +467,7 @@ def serve_model(
             markup=False,
         )
 
-    serve_until_stopped(archive or archive_of(bundle or SHIPPED, "subpixel", out), port, allow or (), started)
+    serve_until_stopped(archive or archive_of(bundle or SHIPPED, "subpixel", out), port, allow or (), started, workers)
 
 
 @app.command("predict")

@@ -45,7 +45,9 @@ def archive_of(bundle: Path, model: str, folder: Path) -> Path:
     return place / f"{model}.mar"
 
 
-def serve_until_stopped(archive: Path, port: int, allowed: Sequence[str], started: Callable[[Server], None]) -> None:
+def serve_until_stopped(
+    archive: Path, port: int, allowed: Sequence[str], started: Callable[[Server], None], workers: int = 1
+) -> None:
     """Serve an archive at a port of 127.0.0.1 until SIGINT or SIGTERM; `started` is called when the model is loaded.
 
     `allowed` are the s3:// prefixes that requests may name. Raises `ArtifactError` where the model does not load, and
@@ -65,7 +67,7 @@ def serve_until_stopped(archive: Path, port: int, allowed: Sequence[str], starte
     stopped = threading.Event()
     before = {sign: signal.signal(sign, lambda *_: stopped.set()) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with serve(archive, port) as server:
+        with serve(archive, port, workers) as server:
             if stopped.is_set():
                 return
             started(server)
@@ -74,7 +76,7 @@ def serve_until_stopped(archive: Path, port: int, allowed: Sequence[str], starte
                     log = (server.logs / "console.log").read_text(encoding="utf-8", errors="replace")
                     raise ServiceError("TorchServe has ended by itself:\n" + "\n".join(log.splitlines()[-5:]))
             say("answering what was asked before; no longer than it takes, or a minute")
-            drained(server.url, [archive.stem], time.monotonic() + DRAIN_TIMEOUT_S)
+            drained(server.url, [archive.stem], time.monotonic() + DRAIN_TIMEOUT_S, server.logs.parent)
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)

@@ -1,0 +1,1 @@
+import components  # noqa: F401  # first: threads of numpy's BLAS are set as in the programs

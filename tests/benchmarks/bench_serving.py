@@ -32,6 +32,7 @@ from tests.benchmarks.bench_network import machine, take_turns
 
 FRAMES = 8
 CONCURRENCY = (1, 8, 32)
+WORKERS = 2
 COMPARED = 8
 """Requests at a time at which the server is compared with the bare model."""
 SIDES = (16, 24, 20, 32)
@@ -45,27 +46,34 @@ def load_of_serving(bundle: Path = SHIPPED, side: int = 64, rounds: int = 5, bat
     """Tables of throughput, latency and memory; `batch` requests a measurement, `many` for the memory."""
     if find_java() is None:
         return "Not measured: TorchServe needs Java."
-    with served(bundle) as (server, folder):
+    with served(bundle) as (server, shared, folder):
         program = core.load_program(folder, "cuda" if torch.cuda.is_available() else "cpu")
-        client = Client(server.url.partition("/predictions/")[0], server.url.rpartition("/")[2], retries=0)
-        parts = [throughput(client, program, side, rounds, batch), latencies(client, side, batch)]
+        client, several = client_of(server), client_of(shared)
+        parts = [throughput(client, several, program, side, rounds, batch)]
+        for name, one in (("one worker", client), (f"{WORKERS} workers", several)):
+            parts.append(latencies(name, one, side, batch))
         return "\n\n".join([*parts, memory(client, server, many)])
 
 
+def client_of(server: Server) -> Client:
+    """That sends each request once."""
+    return Client(server.url.partition("/predictions/")[0], server.url.rpartition("/")[2], retries=0)
+
+
 @contextmanager
-def served(bundle: Path) -> Iterator[tuple[Server, Path]]:
-    """A TorchServe with the archive of a bundle, and a folder with the archive unpacked."""
+def served(bundle: Path) -> Iterator[tuple[Server, Server, Path]]:
+    """Two TorchServes with the archive of a bundle, with one worker and with several, and the archive unpacked."""
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         build_archive(bundle, Path(temporary), "subpixel", "1.0")
         archive, folder = Path(temporary) / "subpixel.mar", Path(temporary) / "unpacked"
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
-        with serve(archive) as server:
-            yield server, folder
+        with serve(archive) as server, serve(archive, workers=WORKERS) as shared:
+            yield server, shared, folder
 
 
-def throughput(client: Client, program: core.Program, side: int, rounds: int, batch: int) -> str:
-    """Table: requests a second of the network alone, of the core, and of the server at `COMPARED` at a time."""
+def throughput(client: Client, several: Client, program: core.Program, side: int, rounds: int, batch: int) -> str:
+    """Table: requests a second of the network alone, of the core, and of the servers at `COMPARED` at a time."""
     frames, clear = sample(side)
     request, body = core.Request(frames, clear), pack(frames=frames, clear=clear)
     tensors = network_inputs(program, side)
@@ -84,7 +92,12 @@ def throughput(client: Client, program: core.Program, side: int, rounds: int, ba
         "the bare network, in a loop": network,
         "the core, arrays to arrays, in a loop": arrays,
         f"the server, {COMPARED} requests at a time": lambda: ask(client, [body] * batch, COMPARED),
+        f"the server with {WORKERS} workers, {COMPARED} requests at a time": lambda: ask(
+            several, [body] * batch, COMPARED
+        ),
     }
+    for warm in (client, several):  # Java compiles what is called often
+        ask(warm, [body] * 8 * batch, COMPARED)
     times = take_turns(works, rounds, program.device)
     rows = [
         f"| {FRAMES} frames of {side} x {side} pixels | requests a second | megapixels a second out"
@@ -105,10 +118,12 @@ def network_inputs(program: core.Program, side: int) -> tuple[torch.Tensor, ...]
     return tuple(part.to(program.device) for part in (frames, mask, torch.zeros(1, program.frames, 2)))
 
 
-def latencies(client: Client, side: int, batch: int) -> str:
+def latencies(name: str, client: Client, side: int, batch: int) -> str:
     """Table: what a request waits for its answer, by how many are asked at a time."""
     body = pack(**dict(zip(("frames", "clear"), sample(side), strict=True)))
-    rows = [f"| {FRAMES} frames of {side} x {side} pixels, at a time | p50, ms | p95, ms | p99, ms | requests |"]
+    rows = [
+        f"| {name}, {FRAMES} frames of {side} x {side} pixels, at a time | p50, ms | p95, ms | p99, ms | requests |"
+    ]
     rows.append("|---:|---:|---:|---:|---:|")
     for together in CONCURRENCY:
         count = max(MEASURED, batch)

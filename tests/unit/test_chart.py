@@ -284,10 +284,7 @@ def test_a_pod_outlives_its_last_request(chart):
     assert pod["terminationGracePeriodSeconds"] > float(told["SUBPIXEL_DRAIN_DELAY_S"]) + float(
         told["SUBPIXEL_DRAIN_TIMEOUT_S"]
     )
-    # the drain relies on requests being taken in their order
     workers = yaml.safe_load((REPOSITORY / "serving" / "model-config.yaml").read_text())
-    assert workers.get("maxWorkers", 1) == 1
-    assert "default_workers_per_model=1" in (REPOSITORY / "serving" / "config.properties").read_text().splitlines()
     defaults = yaml.safe_load(VALUES.read_text())
     assert defaults["drain"]["timeout"] >= workers["responseTimeout"]
     assert defaults["probes"]["period"] * defaults["probes"]["startupFailures"] > workers["startupTimeout"]
@@ -385,7 +382,11 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
         "replicaCount": draw(st.integers(0, 100)),
         "strategy": {"type": "Recreate", "rollingUpdate": None} if recreate else {"type": "RollingUpdate"},
         "gpu": {"enabled": draw(st.booleans()), "runtimeClassName": draw(st.sampled_from(["", "nvidia"]))},
-        "server": {"threads": draw(st.integers(0, 64)), "extraEnv": [{"name": "TZ", "value": draw(words)}]},
+        "server": {
+            "workers": draw(st.integers(1, 8)),
+            "threads": draw(st.integers(0, 64)),
+            "extraEnv": [{"name": "TZ", "value": draw(words)}],
+        },
         "drain": {"delay": draw(st.integers(0, 60)), "timeout": draw(st.integers(1, 600))},
         "podLabels": draw(labels),
         "podAnnotations": draw(labels),

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from serving import container
+from serving.busy import anyone_busy, busy
 from serving.container import DEFAULTS, INFERENCE, METRICS, MODEL_STORE
 from sr_core.errors import ArtifactError, ConfigError
 from tests.conftest import REPOSITORY
@@ -59,7 +61,7 @@ def test_ready_when_all_workers_of_all_models_are(monkeypatch):
     assert not container.ready(["fields"])
 
 
-def test_drained_when_the_requests_before_are_answered():
+def test_drained_when_the_requests_before_are_answered(tmp_path):
     one_at_a_time = threading.Lock()
 
     def work(path: str) -> tuple[int, str]:
@@ -72,19 +74,40 @@ def test_drained_when_the_requests_before_are_answered():
         before.start()
         time.sleep(0.2)
         started = time.monotonic()
-        assert container.drained(f"http://127.0.0.1:{port}", ["empty"], started + 10)
+        assert container.drained(f"http://127.0.0.1:{port}", ["empty"], started + 10, tmp_path)
         assert time.monotonic() - started > 0.7
         before.join(0.5)
         assert not before.is_alive()
 
 
-def test_not_drained_while_the_queue_is_full_and_not_waited_for_when_the_server_is_gone():
+def test_not_drained_while_a_worker_has_a_request_in_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    working = threading.Event()
+
+    def work() -> None:
+        with busy():
+            working.set()
+            time.sleep(1.0)
+
+    with served(lambda _: (400, "{}")) as port:
+        worker = threading.Thread(target=work)
+        worker.start()
+        working.wait()
+        started = time.monotonic()
+        assert anyone_busy(tmp_path)
+        assert container.drained(f"http://127.0.0.1:{port}", ["fields"], started + 10, tmp_path)
+        assert time.monotonic() - started > 0.9
+        worker.join()
+        assert not anyone_busy(tmp_path)
+
+
+def test_not_drained_while_the_queue_is_full_and_not_waited_for_when_the_server_is_gone(tmp_path):
     with served(lambda _: (503, "{}")) as port:
         started = time.monotonic()
-        assert not container.drained(f"http://127.0.0.1:{port}", ["fields"], started + 1)
+        assert not container.drained(f"http://127.0.0.1:{port}", ["fields"], started + 1, tmp_path)
         assert 1 <= time.monotonic() - started < 3
     started = time.monotonic()
-    assert not container.drained(f"http://127.0.0.1:{port}", ["fields"], started + 30)
+    assert not container.drained(f"http://127.0.0.1:{port}", ["fields"], started + 30, tmp_path)
     assert time.monotonic() - started < 2
 
 

@@ -106,6 +106,8 @@ spec:
               value: http://{{ ternary "0.0.0.0" "127.0.0.1" $values.metrics.enabled }}:8082
             - name: SUBPIXEL_MODEL_STORE
               value: /models
+            - name: SUBPIXEL_WORKERS
+              value: {{ $values.server.workers | quote }}
             - name: SUBPIXEL_DRAIN_DELAY_S
               value: {{ $values.drain.delay | quote }}
             - name: SUBPIXEL_DRAIN_TIMEOUT_S
