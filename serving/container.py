@@ -45,7 +45,6 @@ MANAGEMENT_PORT = 8081
 PROBE_TIMEOUT_S = 5.0
 QUIET_S = 0.5
 """A request that is answered faster found nothing before it."""
-STOP_TIMEOUT_S = 10.0
 ESTABLISHED = "01"
 """State of a connection in /proc/net/tcp."""
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
@@ -100,11 +99,9 @@ def run(settings: Mapping[str, str]) -> int:
         time.sleep(delay)
         whole = drained(settings[INFERENCE], names, time.monotonic() + timeout, folder)
         print(f"serving: {'all requests are answered' if whole else 'not all requests are answered'}", file=sys.stderr)
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        # at once: TorchServe would answer 500 for workers that it ends; what a broken connection lost is sent again
+        process.kill()
+        process.wait()
         return 0
 
 

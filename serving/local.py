@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,6 @@ from pathlib import Path
 from sr_core.errors import ArtifactError
 
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 10.0
 BLAS = {"OPENBLAS_NUM_THREADS": "1"}
 """For workers: numpy's BLAS starts threads that wait busily for the next product, and so take the cores from the
 network's, which then needs three times as long; what is multiplied with numpy is small."""
@@ -157,16 +156,15 @@ def _end_with_parent() -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the Java server and its Python workers, whatever state they are in."""
-    for sign, patience in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, None)):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(patience)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    """End the Java server and its Python workers, whatever state they are in.
+
+    Java first and at once: it would answer 500 for workers that are gone, while a connection that breaks is a reason to
+    send the request again.
+    """
+    process.kill()
     process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait(process: subprocess.Popen[bytes], management: int, archive: Path, logs: Path) -> None:

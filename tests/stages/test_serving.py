@@ -96,6 +96,7 @@ def test_the_archive_holds_all_it_needs_and_nothing_else(archive: Path) -> None:
             "program.pt2",
             "sample.npz",
             "serving/__init__.py",
+            "serving/busy.py",
             "serving/core.py",
             "serving/formats.py",
             "serving/objects.py",
@@ -402,7 +403,7 @@ def test_the_package_stage(bundle: Path, tmp_path: Path) -> None:
     record = run(STAGE, config, str(root))
 
     assert {path.name for path in (root / "archive").iterdir()} == {"hrn.mar", "archive.json", "run.json", ".key"}
-    assert record["counts"]["files"] == 13
+    assert record["counts"]["files"] == 14
     modified = (root / "archive" / "hrn.mar").stat().st_mtime_ns
     assert run(STAGE, config, str(root)) == record
     assert (root / "archive" / "hrn.mar").stat().st_mtime_ns == modified
