@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from components.package.main import STAGE
 from components.stage import run
 from serving import core
 from serving.archive import digest
+from serving.busy import FOLDER, anyone_busy
+from serving.container import drained
 from serving.local import Server, find_java, serve
 from sr_core.config import parse_config
 from sr_core.errors import ArtifactError
@@ -348,6 +350,23 @@ def test_models_cannot_be_changed_while_it_runs(server: Server) -> None:
     answer = requests.post(f"{management}/models", params={"url": "http://127.0.0.1:1/evil.mar"}, timeout=10)
     assert answer.status_code in (403, 405)
     assert "ts_inference_requests_total" in requests.get(server.metrics, timeout=10).text
+
+
+def test_several_workers_are_waited_for(archive: Path) -> None:
+    """Each has a request in hand when the server is asked whether it is drained."""
+    if find_java() is None:
+        pytest.skip("java not found: TorchServe cannot run")
+    body = npz(frames=stack(rows=160, columns=160, seed=5)[0])
+    with serve(archive, workers=2) as running, ThreadPoolExecutor(6) as callers:
+        requested = [callers.submit(post, running, body) for _ in range(6)]
+        deadline = time.monotonic() + 60
+        while not anyone_busy(running.logs.parent) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert anyone_busy(running.logs.parent)
+        assert len(list((running.logs.parent / FOLDER).iterdir())) == 2
+        assert drained(running.url, [archive.stem], time.monotonic() + 120, running.logs.parent)
+        answered = wait(requested, timeout=2.0).done
+        assert [call.result().status_code for call in answered] == [200] * 6
 
 
 def test_killing_who_serves_ends_the_server(archive: Path) -> None:
