@@ -25,6 +25,8 @@ START_TIMEOUT_S = 180.0
 BLAS = {"OPENBLAS_NUM_THREADS": "1"}
 """For workers: numpy's BLAS starts threads that wait busily for the next product, and so take the cores from the
 network's, which then needs three times as long; what is multiplied with numpy is small."""
+JAVA = {"JAVA_TOOL_OPTIONS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}
+"""Java only passes bytes on: threads that collect and optimise would take more from the network's cores than they give."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -77,6 +79,7 @@ def serve(archive: Path, port: int | None = None, workers: int = 1) -> Iterator[
                 cwd=folder,
                 env={
                     **BLAS,
+                    **JAVA,
                     **shared,
                     **os.environ,
                     "LOG_LOCATION": str(logs),
