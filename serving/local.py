@@ -26,7 +26,8 @@ BLAS = {"OPENBLAS_NUM_THREADS": "1"}
 """For workers: numpy's BLAS starts threads that wait busily for the next product, and so take the cores from the
 network's, which then needs three times as long; what is multiplied with numpy is small."""
 JAVA = {"JAVA_TOOL_OPTIONS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}
-"""Java only passes bytes on: threads that collect and optimise would take more from the network's cores than they give."""
+"""Java only passes bytes on: threads that collect and optimise would take more from the network's cores than they
+give."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
