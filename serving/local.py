@@ -22,6 +22,7 @@ from pathlib import Path
 from sr_core.errors import ArtifactError
 
 START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 10.0
 BLAS = {"OPENBLAS_NUM_THREADS": "1"}
 """For workers: numpy's BLAS starts threads that wait busily for the next product, and so take the cores from the
 network's, which then needs three times as long; what is multiplied with numpy is small."""
@@ -167,8 +168,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     """
     process.kill()
     process.wait()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    with suppress(ProcessLookupError):  # of a group that is empty: the workers are not ours to wait for
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.01)
 
 
 def _wait(process: subprocess.Popen[bytes], management: int, archive: Path, logs: Path) -> None:
