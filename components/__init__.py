@@ -6,4 +6,4 @@ import os
 # network's, which then needs three times as long. What numpy multiplies here is small.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import sr_core  # noqa: E402, F401  # what it sets for warnings of libraries holds before they are loaded
+import sr_core  # noqa: F401  # what it sets for warnings of libraries holds before they are loaded
