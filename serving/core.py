@@ -38,6 +38,8 @@ MAX_SHIFT = 2.0
 """Low-resolution pixels: no pass is displaced by more."""
 MAX_MEDIAN = 20_000
 """Counts; half of a scene above reflectance 2 is not reflectance x 10000."""
+MOST_BESIDE = 4
+"""Windows in work at the same time on a CPU: each takes memory of its own, and a pod's limit knows nothing of cores."""
 MEDIAN_OF = 40_000
 """Values are enough to tell that."""
 
@@ -277,7 +279,7 @@ def _compute_side_by_side(program: Program, groups: Sequence[Sequence[tuple[_Wor
     """Run the network on groups of windows: one after the other on a GPU; on a CPU several, with a share of its threads
     each, so that what comes before and after the network occupies all of them as well."""
     threads = torch.get_num_threads()
-    beside = min(len(groups), threads) if program.device.type == "cpu" else 1
+    beside = min(len(groups), threads, MOST_BESIDE) if program.device.type == "cpu" else 1
     if beside < 2:
         for parts in groups:
             _compute(program, parts)
