@@ -163,7 +163,8 @@ class Decoder(nn.Module):
     """Features (B,channels,H,W) to fine features (B,fine,scale*H,scale*W).
 
     "pixel_shuffle" starts without a checkerboard (ICNR), "transposed" is a transposed convolution whose kernel is
-    twice its stride, so that every output pixel is reached alike; "resize" is nearest neighbour and a convolution.
+    twice its stride, so that every output pixel is reached alike; "resize" is nearest neighbour and a convolution. All
+    three start with an output of the same spread.
     """
 
     def __init__(self, channels: int, fine: int, scale: int, kind: str) -> None:
@@ -176,7 +177,12 @@ class Decoder(nn.Module):
                     parameter.copy_(parameter[:: scale**2].repeat_interleave(scale**2, dim=0))
             self.up = nn.Sequential(expand, nn.PixelShuffle(scale))
         elif kind == "transposed":
-            self.up = nn.Sequential(nn.ConvTranspose2d(channels, fine, 2 * scale, stride=scale, padding=scale // 2))
+            transposed = nn.ConvTranspose2d(channels, fine, 2 * scale, stride=scale, padding=scale // 2)
+            # PyTorch takes `fine * (2 scale)**2` for what an output pixel sums; it is 2 x 2 taps of each channel
+            bound = 1 / math.sqrt(4 * channels)
+            nn.init.uniform_(transposed.weight, -bound, bound)
+            nn.init.uniform_(cast(Tensor, transposed.bias), -bound, bound)
+            self.up = nn.Sequential(transposed)
         elif kind == "resize":
             self.up = nn.Sequential(nn.Upsample(scale_factor=scale, mode="nearest"), Conv3(channels, fine))
         else:
