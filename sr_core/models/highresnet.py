@@ -17,6 +17,7 @@ changed, and why:
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -159,6 +160,25 @@ class AttentionFusion(nn.Module):
         return result
 
 
+class TransposedConvolution(nn.ConvTranspose2d):
+    """(B,inputs,H,W) to (B,outputs,scale*H,scale*W), with a kernel of twice the stride."""
+
+    def __init__(self, inputs: int, outputs: int, scale: int) -> None:
+        super().__init__(inputs, outputs, 2 * scale, stride=scale, padding=scale // 2)
+        # PyTorch takes `outputs * (2 scale)**2` for what an output pixel sums; it is 2 x 2 taps of each input
+        bound = 1 / math.sqrt(4 * inputs)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(cast(Tensor, self.bias), -bound, bound)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        # its gradient is a strided convolution, and that of PyTorch's oneDNN is wrong in bfloat16 on matrix units (AMX)
+        # where there are 8 or 12 outputs: off by more than the gradient itself, in torch 2.13
+        trusted = x.device.type != "cpu"
+        with nullcontext() if trusted else torch.autocast("cpu", enabled=False):
+            result: Tensor = super().forward(x if trusted else x.to(self.weight.dtype), output_size)
+        return result
+
+
 class Decoder(nn.Module):
     """Features (B,channels,H,W) to fine features (B,fine,scale*H,scale*W).
 
@@ -177,12 +197,7 @@ class Decoder(nn.Module):
                     parameter.copy_(parameter[:: scale**2].repeat_interleave(scale**2, dim=0))
             self.up = nn.Sequential(expand, nn.PixelShuffle(scale))
         elif kind == "transposed":
-            transposed = nn.ConvTranspose2d(channels, fine, 2 * scale, stride=scale, padding=scale // 2)
-            # PyTorch takes `fine * (2 scale)**2` for what an output pixel sums; it is 2 x 2 taps of each channel
-            bound = 1 / math.sqrt(4 * channels)
-            nn.init.uniform_(transposed.weight, -bound, bound)
-            nn.init.uniform_(cast(Tensor, transposed.bias), -bound, bound)
-            self.up = nn.Sequential(transposed)
+            self.up = nn.Sequential(TransposedConvolution(channels, fine, scale))
         elif kind == "resize":
             self.up = nn.Sequential(nn.Upsample(scale_factor=scale, mode="nearest"), Conv3(channels, fine))
         else:
