@@ -17,7 +17,6 @@ changed, and why:
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -173,10 +172,10 @@ class TransposedConvolution(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         # its gradient is a strided convolution, and that of PyTorch's oneDNN is wrong in bfloat16 on matrix units (AMX)
         # where there are 8 or 12 outputs: off by more than the gradient itself, in torch 2.13
-        trusted = x.device.type != "cpu"
-        with nullcontext() if trusted else torch.autocast("cpu", enabled=False):
-            result: Tensor = super().forward(x if trusted else x.to(self.weight.dtype), output_size)
-        return result
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x, output_size)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float(), output_size)
 
 
 class Decoder(nn.Module):

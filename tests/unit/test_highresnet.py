@@ -154,7 +154,7 @@ def test_a_fresh_decoder_has_no_checkerboard(kind):
 
 @pytest.mark.parametrize("kind", ["transposed", "resize"])
 def test_decoders_start_with_the_same_spread(kind):
-    """PyTorch starts a transposed convolution too small by half, and one training in three then went astray."""
+    """PyTorch starts a transposed convolution too small: by half with these channels."""
     torch.manual_seed(0)
     features = torch.randn(4, 32, 16, 16)
     usual = Decoder(32, 8, 4, "pixel_shuffle").up(features).std()
@@ -180,6 +180,17 @@ def test_gradients_through_a_decoder_are_those_of_float32(kind, channels):
     exact = gradient(bfloat16=False)
     # signs before the PReLU turn with the rounding, hence some per cent; it was over a hundred
     assert (gradient(bfloat16=True) - exact).abs().mean() < 0.06 * exact.abs().mean()
+
+
+@pytest.mark.parametrize("kind", ["pixel_shuffle", "transposed", "resize"])
+def test_an_exported_decoder_runs_in_bfloat16(kind):
+    """As the model server does it: exported in float32, run under autocast."""
+    torch.manual_seed(0)
+    features = torch.randn(2, 32, 8, 8)
+    decoder = torch.nn.Sequential(torch.nn.Conv2d(32, 32, 1), Decoder(32, 8, 4, kind))  # the first gives it bfloat16
+    program = torch.export.export(decoder, (features,)).module()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(program(features).float(), decoder(features).float(), atol=0.05, rtol=0.05)
 
 
 def test_no_row_of_a_transposed_convolution_is_dead():
